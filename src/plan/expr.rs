@@ -1,0 +1,130 @@
+//! Scalar expressions with an exact native form.
+//!
+//! Invariant: a kernel exists here only if its result, including errors, NULLs and display scale, is bit for bit what
+//! the server gives (D3). Everything else is a [`super::RemoteExpr`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::row::{Row, TypeClass};
+
+/// A native expression over the columns of one row.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Expr {
+    Column(usize),
+    /// A one-column row.
+    Literal(Row),
+    /// Strict: NULL if any argument is NULL, the first error if any argument is an error.
+    Call { kernel: Kernel, args: Vec<Expr> },
+    And(Vec<Expr>),
+    Or(Vec<Expr>),
+    Not(Box<Expr>),
+    IsNull(Box<Expr>),
+    IsNotNull(Box<Expr>),
+    /// `x IS [NOT] TRUE | FALSE | UNKNOWN`, which is never NULL.
+    BooleanTest { arg: Box<Expr>, test: BooleanTest },
+    /// Searched CASE; branches are tried in order and later ones are not evaluated.
+    Case { branches: Vec<(Expr, Expr)>, otherwise: Box<Expr> },
+    Coalesce(Vec<Expr>),
+    /// `a IS DISTINCT FROM b` (negate with `Not`); never NULL.
+    Distinct { order: Order, left: Box<Expr>, right: Box<Expr> },
+    /// `NULLIF(a, b)`.
+    NullIf { order: Order, left: Box<Expr>, right: Box<Expr> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BooleanTest {
+    IsTrue,
+    IsNotTrue,
+    IsFalse,
+    IsNotFalse,
+    IsUnknown,
+    IsNotUnknown,
+}
+
+/// How two values of one type compare natively. `Bytes` is equality only under a deterministic collation that is not
+/// "C": the planner uses it for `=` and `<>`, never for `<`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Order {
+    Bool,
+    Int,
+    Numeric,
+    /// float4 and float8: NaN equals NaN and is the largest, -0 equals 0.
+    Float,
+    /// Bytewise: text under "C"/POSIX collations, uuid, bytea (hex text), name; and equality of any deterministic text.
+    Bytes,
+    /// bpchar: trailing blanks do not count.
+    Bpchar,
+    Date,
+    Time,
+    /// timestamp and timestamptz (printed in UTC).
+    Timestamp,
+    Interval,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// Width of an integer operation: decides overflow (22003).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum IntWidth {
+    I2,
+    I4,
+    I8,
+}
+
+/// Strict native functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kernel {
+    Compare(Order, Comparison),
+    /// `a + b` with overflow at `width`.
+    IntAdd(IntWidth),
+    IntSub(IntWidth),
+    IntMul(IntWidth),
+    /// Truncating; 22012 on zero.
+    IntDiv(IntWidth),
+    IntMod(IntWidth),
+    IntNeg(IntWidth),
+    IntAbs(IntWidth),
+    /// int2/int4/int8 -> another integer width; 22003 when out of range.
+    IntCast(IntWidth),
+    IntToNumeric,
+    /// Rounds half away from zero; 22003 out of range, 0A000 for NaN and infinities.
+    NumericToInt(IntWidth),
+    NumericAdd,
+    NumericSub,
+    NumericMul,
+    /// Scale by the server's `select_div_scale`; 22012 on zero.
+    NumericDiv,
+    NumericNeg,
+    NumericAbs,
+    /// `round(numeric, int)`, half away from zero.
+    NumericRound,
+    /// Applies a numeric typmod (`atttypmod`); 22003 on overflow.
+    NumericTypmod(i32),
+    IntToFloat8,
+    FloatAdd(TypeClass),
+    FloatSub(TypeClass),
+    FloatMul(TypeClass),
+    FloatDiv(TypeClass),
+    FloatNeg,
+    /// `text || text`.
+    TextConcat,
+    /// varchar(n) and text relabels: no change of the image.
+    Relabel,
+    /// `length(text)`: characters.
+    TextLength,
+    /// `text LIKE text` (`false`: NOT LIKE) under a deterministic collation.
+    TextLike(bool),
+    /// `starts_with(text, text)`.
+    TextStartsWith,
+    /// timestamp/timestamptz -> date is not here: it depends on settings and on formatting; PostgreSQL does it.
+    /// `date - date` -> int4.
+    DateSub,
+}

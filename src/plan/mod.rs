@@ -1,0 +1,157 @@
+//! The relational plan of a stream table: what the analyzer makes of a defining query, and what the dataflow renders.
+//!
+//! Invariant: a plan is closed data (no OIDs to look up, no server needed to render it), and every construct in it is
+//! one the dataflow maintains exactly; whatever is not is an `Unsupported` error before a plan exists.
+//! Place in the data's way: analyzer -> **plan** -> dataflow; `explain` prints it.
+
+pub mod expr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::row::key::KeyForm;
+use crate::row::{Row, TypeInfo};
+pub use expr::Expr;
+
+/// OID of a captured relation (for a partitioned or inherited table its root).
+pub type SourceId = u32;
+
+/// Identity of a stream table: `pgt_stream_tables.pgt_id`.
+pub type ViewId = i64;
+
+/// A relational operator. Rows are positional; each variant's comment says which columns it puts out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Rel {
+    /// The given attributes (`attnum`, ascending is not required) of a captured relation.
+    Source { source: SourceId, attributes: Vec<i16> },
+    /// The given output columns (0-based, without row-id) of another stream table of the same pipeline.
+    StreamTable { view: ViewId, columns: Vec<usize> },
+    /// Rows known at planning.
+    Constant { rows: Vec<Row> },
+    /// The input's columns; rows whose predicate is true.
+    Filter { input: Box<Rel>, predicate: Expr },
+    /// One column per expression.
+    Project { input: Box<Rel>, exprs: Vec<Expr> },
+    /// The input's columns, then one column per expression that PostgreSQL computes.
+    Evaluate { input: Box<Rel>, batch: RemoteBatch },
+    /// The left columns, then the right ones.
+    Join { kind: JoinKind, left: Box<Rel>, right: Box<Rel>, on: Vec<JoinKey>, residual: Option<Expr> },
+    /// The group columns, then one column per aggregate. Without group columns there is always exactly one row.
+    Aggregate { input: Box<Rel>, group: Vec<GroupKey>, aggregates: Vec<Aggregate> },
+    /// The input's columns; equal rows (by key) once, shown by their smallest image.
+    Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
+    /// Rows of all inputs; all have the same columns.
+    UnionAll { inputs: Vec<Rel> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum JoinKind {
+    Inner,
+    /// Left rows without a match (after the residual) appear once per occurrence with NULLs on the right.
+    Left,
+}
+
+/// `left column = right column` under one equality; NULL keys never match.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct JoinKey {
+    pub left: usize,
+    pub right: usize,
+    pub form: KeyForm,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GroupKey {
+    pub column: usize,
+    pub form: KeyForm,
+}
+
+/// One aggregate over columns of the input (expressions are projected below it).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Aggregate {
+    pub function: AggregateFunction,
+    /// Input column; `None` for `count(*)`.
+    pub argument: Option<usize>,
+    /// Boolean input column of FILTER (WHERE ...).
+    pub filter: Option<usize>,
+    /// `agg(distinct x)`: equality of the argument.
+    pub distinct: Option<KeyForm>,
+}
+
+/// Aggregates with an exact native form. Result types are the server's: sum(int2|int4) is int8, sum(int8) and
+/// sum(numeric) are numeric, avg of integers and numeric is numeric, float results follow their class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AggregateFunction {
+    CountStar,
+    Count,
+    /// Integers into int8 (22003 on overflow): sum(int2), sum(int4).
+    SumInt8,
+    /// Integers into numeric: sum(int8).
+    SumIntNumeric,
+    SumNumeric,
+    SumFloat4,
+    SumFloat8,
+    AvgInt,
+    AvgNumeric,
+    /// avg(float4) and avg(float8), both float8.
+    AvgFloat,
+    Min(expr::Order),
+    Max(expr::Order),
+    BoolAnd,
+    BoolOr,
+}
+
+/// Expressions that PostgreSQL evaluates over batches of changed rows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RemoteBatch {
+    /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
+    pub inputs: Vec<RemoteInput>,
+    pub exprs: Vec<RemoteExpr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RemoteInput {
+    pub column: usize,
+    /// Schema-qualified type to cast the text to, with typmod, e.g. `pg_catalog."numeric"(8,3)`.
+    pub type_name: String,
+    /// ` COLLATE "s"."c"` where the column's collation is not its type's default, else empty.
+    pub collate: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RemoteExpr {
+    /// Verified SQL over `x.c1` ...
+    pub sql: String,
+    pub result: TypeInfo,
+    /// All functions, operators, types and casts in it are built in (`pg_catalog`), so it can't run users' code.
+    pub builtin_only: bool,
+}
+
+/// A column of the stream table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputColumn {
+    pub name: String,
+    pub ty: TypeInfo,
+    /// `format_type` text, for messages and casts.
+    pub type_name: String,
+}
+
+/// A base relation that the plan reads, and the attributes it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceUse {
+    pub source: SourceId,
+    /// Ascending attnums.
+    pub attributes: Vec<i16>,
+}
+
+/// The plan of one defining query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub rel: Rel,
+    pub columns: Vec<OutputColumn>,
+    /// Output columns that are proven unique and NOT NULL (D17), smallest set found; `None`: row-id form.
+    pub key: Option<Vec<usize>>,
+    pub sources: Vec<SourceUse>,
+    /// Stream tables that the query reads through the dataflow.
+    pub upstreams: Vec<ViewId>,
+    /// Things worth telling at creation (an ORDER BY that a table can't keep, a cross join ...).
+    pub notices: Vec<String>,
+}
