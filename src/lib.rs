@@ -1,6 +1,7 @@
 //! Stream tables for any PostgreSQL, kept fresh from outside the server.
 #![forbid(unsafe_code)]
 
+pub mod analyzer;
 pub mod error;
 pub mod plan;
 pub mod row;
