@@ -145,3 +145,45 @@ pub enum Kernel {
     /// `date - date` -> int4.
     DateSub,
 }
+
+impl Kernel {
+    /// Whether the kernel never raises an error on arguments that are not errors.
+    pub fn is_infallible(self) -> bool {
+        matches!(
+            self,
+            Kernel::Compare(..)
+                | Kernel::IntToNumeric
+                | Kernel::IntToFloat8
+                | Kernel::NumericNeg
+                | Kernel::NumericAbs
+                | Kernel::FloatNeg
+                | Kernel::TextConcat
+                | Kernel::Relabel
+                | Kernel::TextLength
+                | Kernel::TextStartsWith
+                | Kernel::DateSub
+        )
+    }
+}
+
+impl Expr {
+    /// Whether evaluating the expression can't raise an error; only such expressions may move across filters and joins
+    /// (hazard B1).
+    pub fn is_infallible(&self) -> bool {
+        let all = |exprs: &[Expr]| exprs.iter().all(Expr::is_infallible);
+        match self {
+            Expr::Column(_) | Expr::Literal(_) => true,
+            Expr::Call { kernel, args } => kernel.is_infallible() && all(args),
+            Expr::And(args) | Expr::Or(args) | Expr::Coalesce(args) => all(args),
+            Expr::Not(arg) | Expr::IsNull(arg) | Expr::IsNotNull(arg) => arg.is_infallible(),
+            Expr::BooleanTest { arg, .. } => arg.is_infallible(),
+            Expr::Case { branches, otherwise } => {
+                branches.iter().all(|(when, then)| when.is_infallible() && then.is_infallible())
+                    && otherwise.is_infallible()
+            }
+            Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
+                left.is_infallible() && right.is_infallible()
+            }
+        }
+    }
+}
