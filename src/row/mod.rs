@@ -6,11 +6,15 @@
 //! [`key::KeyForm`]. Place in the data's way: produced by decode, COPY and evaluation, consumed by dataflow and apply.
 
 pub mod datum;
+pub mod fault;
 pub mod key;
+pub mod numeric;
 pub mod packed;
 pub mod temporal;
 pub mod types;
 
 pub use datum::Datum;
+pub use fault::Fault;
+pub use numeric::Numeric;
 pub use packed::{Row, RowBuilder};
 pub use types::{TypeClass, TypeInfo};
