@@ -29,7 +29,8 @@ impl Fault {
     /// A kernel met a value that its plan can't give it: a bug of the planner, never of the data.
     pub const WRONG_OPERAND: Fault = Fault("XX000:a native expression met an operand of another type");
     /// Where server versions differ, the value is refused rather than guessed.
-    pub const ROUND_SCALE: Fault = Fault("0A000:round(numeric, n) beyond 2000 digits depends on the server version");
+    pub const ROUND_SCALE: Fault =
+        Fault("0A000:round(numeric, n) beyond 2000 digits depends on the server version");
 
     /// `SQLSTATE:message`.
     pub fn payload(self) -> &'static str {

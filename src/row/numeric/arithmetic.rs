@@ -150,7 +150,11 @@ fn round_to(unscaled: &Unscaled, scale: i32, digits: i32) -> Result<Numeric, Fau
         return Numeric::finite(unscaled.scale_up((digits - scale) as u32), digits as u32);
     }
     let cut = unscaled.scale_down((scale - digits) as u32);
-    if digits >= 0 { Numeric::finite(cut, digits as u32) } else { Numeric::finite(cut.scale_up(-digits as u32), 0) }
+    if digits >= 0 {
+        Numeric::finite(cut, digits as u32)
+    } else {
+        Numeric::finite(cut.scale_up(-digits as u32), 0)
+    }
 }
 
 /// `a * 10^exponent / b`, rounded half away from zero.
@@ -190,7 +194,7 @@ fn leading_group(unscaled: &Unscaled, scale: i32) -> (i32, u32) {
     (weight, unscaled.leading((exponent - weight * BASE_DIGITS + 1) as u32))
 }
 
-/// `2 * 10^n`-free helper for accumulators: `value * 10^n * times`.
+/// `value * 10^n * times`, for accumulators.
 pub(crate) fn scaled_times(value: &Unscaled, n: u32, times: i64) -> Unscaled {
     if let Unscaled::Small(small) = value
         && n == 0

@@ -11,6 +11,7 @@ mod unscaled;
 use std::cmp::Ordering;
 
 use super::fault::Fault;
+pub(crate) use arithmetic::scaled_times;
 use unscaled::POWERS;
 pub use unscaled::Unscaled;
 

@@ -16,8 +16,17 @@ fn show(result: Result<Numeric, Fault>) -> String {
 #[test]
 fn text_comes_back_unchanged() {
     let long = format!("{}.{}", "9".repeat(60), "0".repeat(50));
-    for text in ["0", "0.00", "-0.001", "12.340", "NaN", "Infinity", "-Infinity", "-170141183460469231731687303715884105728", &long]
-    {
+    for text in [
+        "0",
+        "0.00",
+        "-0.001",
+        "12.340",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "-170141183460469231731687303715884105728",
+        &long,
+    ] {
         assert_eq!(n(text).to_text(), text);
     }
     for bad in ["", "-", ".", "1e5", "1.2.3", " 1", "+1", "inf", "--1"] {
