@@ -3,6 +3,7 @@
 
 pub mod analyzer;
 pub mod error;
+pub mod kernel;
 pub mod plan;
 pub mod row;
 

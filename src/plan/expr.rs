@@ -131,10 +131,14 @@ pub enum Kernel {
     FloatMul(TypeClass),
     FloatDiv(TypeClass),
     FloatNeg,
+    /// float4 -> float8.
+    Float4To8,
     /// `text || text`.
     TextConcat,
     /// varchar(n) and text relabels: no change of the image.
     Relabel,
+    /// bpchar -> text or varchar: without trailing blanks.
+    BpcharToText,
     /// `length(text)`: characters.
     TextLength,
     /// `text LIKE text` (`false`: NOT LIKE) under a deterministic collation.
