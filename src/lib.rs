@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod plan;
+pub mod postgres;
 pub mod row;
 
 pub use error::{Error, ErrorKind, Result};

@@ -14,21 +14,38 @@ pub enum Expr {
     /// A one-column row.
     Literal(Row),
     /// Strict: NULL if any argument is NULL, the first error if any argument is an error.
-    Call { kernel: Kernel, args: Vec<Expr> },
+    Call {
+        kernel: Kernel,
+        args: Vec<Expr>,
+    },
     And(Vec<Expr>),
     Or(Vec<Expr>),
     Not(Box<Expr>),
     IsNull(Box<Expr>),
     IsNotNull(Box<Expr>),
     /// `x IS [NOT] TRUE | FALSE | UNKNOWN`, which is never NULL.
-    BooleanTest { arg: Box<Expr>, test: BooleanTest },
+    BooleanTest {
+        arg: Box<Expr>,
+        test: BooleanTest,
+    },
     /// Searched CASE; branches are tried in order and later ones are not evaluated.
-    Case { branches: Vec<(Expr, Expr)>, otherwise: Box<Expr> },
+    Case {
+        branches: Vec<(Expr, Expr)>,
+        otherwise: Box<Expr>,
+    },
     Coalesce(Vec<Expr>),
     /// `a IS DISTINCT FROM b` (negate with `Not`); never NULL.
-    Distinct { order: Order, left: Box<Expr>, right: Box<Expr> },
+    Distinct {
+        order: Order,
+        left: Box<Expr>,
+        right: Box<Expr>,
+    },
     /// `NULLIF(a, b)`.
-    NullIf { order: Order, left: Box<Expr>, right: Box<Expr> },
+    NullIf {
+        order: Order,
+        left: Box<Expr>,
+        right: Box<Expr>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

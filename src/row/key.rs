@@ -30,8 +30,8 @@ impl KeyForm {
             return None;
         }
         Some(match ty.class {
-            Bool | Int2 | Int4 | Int8 | Oid | Text | Varchar | Name | Char | Bytea | Date | Time | Timestamp
-            | Timestamptz | Uuid | Enum => KeyForm::Image,
+            Bool | Int2 | Int4 | Int8 | Oid | Text | Varchar | Name | Char | Bytea | Date | Time
+            | Timestamp | Timestamptz | Uuid | Enum => KeyForm::Image,
             Numeric => KeyForm::Numeric,
             Float4 | Float8 => KeyForm::Float,
             Bpchar => KeyForm::Bpchar,
