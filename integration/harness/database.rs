@@ -165,7 +165,7 @@ async fn remove(url: &str, name: &str) -> Result<(), Failure> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    for (transaction,) in prepared(&client, name).await? {
+    if let Some(transaction) = prepared(&client, name).await? {
         eprintln!("the test left the prepared transaction {transaction}; its database stays");
         return Ok(());
     }
@@ -175,8 +175,9 @@ async fn remove(url: &str, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prepared transactions keep a database from being dropped and can only be ended inside of it.
-async fn prepared(client: &Client, name: &str) -> Result<Vec<(String,)>, Failure> {
-    let rows = client.query("select gid from pg_prepared_xacts where database = $1", &[&name]).await?;
-    Ok(rows.iter().map(|row| (row.get(0),)).collect())
+/// A prepared transaction keeps a database from being dropped and can only be ended inside of it.
+async fn prepared(client: &Client, name: &str) -> Result<Option<String>, Failure> {
+    let row =
+        client.query_opt("select min(gid) from pg_prepared_xacts where database = $1", &[&name]).await?;
+    Ok(row.and_then(|row| row.get(0)))
 }

