@@ -5,6 +5,7 @@ pub mod analyzer;
 pub mod error;
 pub mod kernel;
 pub mod plan;
+pub mod postgres;
 pub mod row;
 
 pub use error::{Error, ErrorKind, Result};
