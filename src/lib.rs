@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod analyzer;
+pub mod dataflow;
 pub mod error;
 pub mod kernel;
 pub mod plan;
 pub mod postgres;
+pub mod replication;
 pub mod row;
 
 pub use error::{Error, ErrorKind, Result};

@@ -36,14 +36,17 @@ pub(super) fn aggregate<'s>(
     // Where a key has several images (1.0 and 1.00) the group keeps them all and shows the smallest.
     let images: Option<Vec<usize>> =
         group.iter().any(|g| !g.form.is_image()).then(|| group.iter().map(|g| g.column).collect());
-    let by_key: VecCollection<'s, Epoch, KeyedRow, i64> = input.map(move |row| (group_key(&row, &columns), row));
+    let by_key: VecCollection<'s, Epoch, KeyedRow, i64> =
+        input.map(move |row| (group_key(&row, &columns), row));
     let mut groups: FxHashMap<Row, Group> = FxHashMap::default();
     let mut started = false;
     // The empty key routes to one worker; only that one may speak for the empty input.
     keyed(by_key, "Aggregate", first, move |updates, output| {
         let mut touched: Vec<(Row, Option<Row>)> = Vec::new();
         if global && !std::mem::replace(&mut started, true) && owns_empty_key {
-            groups.insert(Row::empty(), Group::new(&aggregates, None));
+            let mut group = Group::new(&aggregates, None);
+            group.touched = true;
+            groups.insert(Row::empty(), group);
             touched.push((Row::empty(), None));
         }
         for ((key, row), diff) in updates {

@@ -11,8 +11,8 @@ use timely::dataflow::operators::CapabilitySet;
 use timely::progress::Antichain;
 
 use super::keyed::{KeyedRow, Rows};
+use super::native::Native;
 use super::protocol::{Binding, Bindings, Epoch, InstanceId};
-use crate::kernel;
 use crate::plan::{Rel, SourceId};
 use crate::row::key::KeyForm;
 use crate::row::{Row, RowBuilder};
@@ -82,14 +82,17 @@ fn chain_source(rel: &Rel) -> Option<SourceId> {
 }
 
 /// Applies such a chain to one held row.
-fn chain_row(rel: &Rel, binding: &Binding, held: &Row) -> Option<Row> {
+fn chain_row(rel: &Rel, binding: &Binding, held: &Row, native: &mut Native) -> Option<Row> {
     match rel {
         Rel::Source { attributes, .. } => Some(held.project(&positions(attributes, binding))),
         Rel::Filter { input, predicate } => {
-            let row = chain_row(input, binding, held)?;
-            matches!(kernel::predicate(predicate, &row), Ok(true)).then_some(row)
+            let row = chain_row(input, binding, held, native)?;
+            matches!(native.predicate(predicate, &row), Ok(true)).then_some(row)
         }
-        Rel::Project { input, exprs } => chain_row(input, binding, held).map(|row| kernel::project(exprs, &row)),
+        Rel::Project { input, exprs } => {
+            let row = chain_row(input, binding, held, native)?;
+            Some(native.project(exprs, &row))
+        }
         _ => None,
     }
 }
@@ -107,13 +110,14 @@ pub(super) struct Shared {
     binding: Binding,
     rel: Rel,
     columns: KeyColumns,
+    native: Native,
     pub users: usize,
 }
 
 impl Shared {
     /// Feeds one delta of the source.
     pub fn update(&mut self, held: &Row, diff: i64) {
-        let Some(row) = chain_row(&self.rel, &self.binding, held) else { return };
+        let Some(row) = chain_row(&self.rel, &self.binding, held, &mut self.native) else { return };
         if let Some(Ok(key)) = join_key(&row, &self.columns) {
             self.session.update((key, row), diff);
         }
@@ -166,6 +170,7 @@ impl SharedArrangements {
             binding: binding.clone(),
             rel: key.rel.clone(),
             columns: key.columns.clone(),
+            native: Native::default(),
             users: 1,
         };
         self.by_key.insert(key.clone(), shared);

@@ -60,7 +60,12 @@ struct Waiting {
 }
 
 /// Appends the results of `batch` to each row.
-pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, batch: RemoteBatch, requests: RequestSender) -> Rows<'s> {
+pub(super) fn evaluate<'s>(
+    input: Rows<'s>,
+    view: ViewId,
+    batch: RemoteBatch,
+    requests: RequestSender,
+) -> Rows<'s> {
     let batch = std::sync::Arc::new(batch);
     let columns: Vec<usize> = batch.inputs.iter().map(|i| i.column).collect();
     let pact = Exchange::new(|(row, _, _): &(Row, Epoch, i64)| route(row));
@@ -80,7 +85,11 @@ pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, batch: RemoteBatch, re
                         let updates = data.flat_map(|b| b.drain(..));
                         let Some(least) = capability.retain_least(output.output_index()) else { return };
                         for (row, time, diff) in updates {
-                            pending.entry(time).or_insert_with(|| (least.delayed(&time), Vec::new())).1.push((row, diff));
+                            pending
+                                .entry(time)
+                                .or_insert_with(|| (least.delayed(&time), Vec::new()))
+                                .1
+                                .push((row, diff));
                         }
                     });
                     while let Some(entry) = pending.first_entry() {
@@ -139,8 +148,12 @@ pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, batch: RemoteBatch, re
 impl Waiting {
     /// Distinct inputs of this epoch without a remembered result.
     fn ask(&self, columns: &[usize], known: &FxHashMap<Row, Remembered>) -> Vec<Row> {
-        let mut asked: Vec<Row> =
-            self.updates.iter().map(|(row, _)| row.project(columns)).filter(|input| !known.contains_key(input)).collect();
+        let mut asked: Vec<Row> = self
+            .updates
+            .iter()
+            .map(|(row, _)| row.project(columns))
+            .filter(|input| !known.contains_key(input))
+            .collect();
         asked.sort();
         asked.dedup();
         asked

@@ -51,7 +51,8 @@ struct Ordered {
 
 impl Ord for Ordered {
     fn cmp(&self, other: &Self) -> Ordering {
-        kernel::compare(self.order, self.value.get(0), other.value.get(0)).then_with(|| self.value.cmp(&other.value))
+        kernel::compare(self.order, self.value.get(0), other.value.get(0))
+            .then_with(|| self.value.cmp(&other.value))
     }
 }
 impl PartialOrd for Ordered {
@@ -82,7 +83,13 @@ impl Group {
     }
 
     /// Adds `diff` copies of `row`.
-    pub fn update(&mut self, aggregates: &[Aggregate], image_columns: Option<&[usize]>, row: &Row, diff: i64) {
+    pub fn update(
+        &mut self,
+        aggregates: &[Aggregate],
+        image_columns: Option<&[usize]>,
+        row: &Row,
+        diff: i64,
+    ) {
         self.rows += diff;
         if let (Some(images), Some(columns)) = (&mut self.images, image_columns) {
             add(images, row.project(columns), diff);
@@ -210,7 +217,9 @@ impl Accumulator {
                 _ => sum.add_text(t, diff),
             },
             (State::Extreme(values), datum) => {
-                let (AggregateFunction::Min(order) | AggregateFunction::Max(order)) = function else { return };
+                let (AggregateFunction::Min(order) | AggregateFunction::Max(order)) = function else {
+                    return;
+                };
                 add(values, Ordered { order, value: Row::from_datums([datum]) }, diff);
                 true
             }

@@ -8,7 +8,7 @@ use differential_dataflow::operators::arrange::Arranged;
 
 use super::arrangement::{KeyColumns, RowArrangement, SetTrace, join_key};
 use super::keyed::Rows;
-use crate::kernel;
+use super::native::Native;
 use crate::plan::Expr;
 use crate::row::{Datum, Row, RowBuilder};
 
@@ -61,13 +61,15 @@ pub(super) fn left<'s>(
 fn filter_pairs<'s>(pairs: Pairs<'s>, predicate: Expr) -> (Pairs<'s>, Option<Rows<'s>>) {
     let fallible = !predicate.is_infallible();
     let test = predicate.clone();
+    let mut native = Native::default();
     let errors = fallible.then(|| {
-        pairs.clone().flat_map(move |(l, r)| match kernel::predicate(&predicate, &l.concat(&r)) {
+        let mut native = Native::default();
+        pairs.clone().flat_map(move |(l, r)| match native.predicate(&predicate, &l.concat(&r)) {
             Err(error) => Some(Row::from_datums([Datum::Error(&error)])),
             Ok(_) => None,
         })
     });
-    let passed = pairs.filter(move |(l, r)| matches!(kernel::predicate(&test, &l.concat(r)), Ok(true)));
+    let passed = pairs.filter(move |(l, r)| matches!(native.predicate(&test, &l.concat(r)), Ok(true)));
     (passed, errors)
 }
 
@@ -79,4 +81,3 @@ fn pad(row: &Row, width: usize) -> Row {
     }
     padded.finish()
 }
-

@@ -57,7 +57,8 @@ where
                         let updates = data.flat_map(|batch| batch.drain(..));
                         let Some(least) = capability.retain_least(output.output_index()) else { return };
                         for (row, time, diff) in updates {
-                            let slot = pending.entry(time).or_insert_with(|| (least.delayed(&time), Vec::new()));
+                            let slot =
+                                pending.entry(time).or_insert_with(|| (least.delayed(&time), Vec::new()));
                             slot.1.push((row, diff));
                         }
                     });

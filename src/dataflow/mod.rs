@@ -20,11 +20,14 @@ mod evaluate;
 mod group;
 mod join;
 mod keyed;
+mod native;
 mod protocol;
 mod render;
 mod runtime;
 mod sink;
 mod source;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use evaluate::{EvaluationReply, EvaluationRequest};

@@ -33,7 +33,11 @@ pub enum RowChange {
     Delete(Row),
     /// `old` is present if the identity changed (or always for sources held by image). `unchanged` lists held columns
     /// whose values were not sent (TOAST) and are taken from the held row.
-    Update { old: Option<Row>, new: Row, unchanged: Vec<u16> },
+    Update {
+        old: Option<Row>,
+        new: Row,
+        unchanged: Vec<u16>,
+    },
     Truncate,
 }
 
@@ -42,15 +46,32 @@ pub enum RowChange {
 pub enum Command {
     /// Starts an empty instance. `identity`: number of leading columns that identify a row; 0 = rows are held by image
     /// with multiplicity.
-    AddSource { instance: InstanceId, identity: usize },
+    AddSource {
+        instance: InstanceId,
+        identity: usize,
+    },
     /// Rows of a hydration. Views that are already installed on the instance see them as inserts of the open epoch.
-    Load { instance: InstanceId, rows: Vec<Row> },
-    DropSource { instance: InstanceId },
+    Load {
+        instance: InstanceId,
+        rows: Vec<Row>,
+    },
+    DropSource {
+        instance: InstanceId,
+    },
     /// Installs a view over what its sources hold now; its whole answer is part of the next epoch's result.
-    AddView { view: ViewId, rel: Arc<Rel>, bindings: Bindings },
-    DropView { view: ViewId },
+    AddView {
+        view: ViewId,
+        rel: Arc<Rel>,
+        bindings: Bindings,
+    },
+    DropView {
+        view: ViewId,
+    },
     /// Feeds the changes of one epoch and closes it. Epochs are consecutive, from 1.
-    Step { epoch: Epoch, changes: Vec<(InstanceId, Vec<RowChange>)> },
+    Step {
+        epoch: Epoch,
+        changes: Vec<(InstanceId, Vec<RowChange>)>,
+    },
     Shutdown,
 }
 

@@ -10,14 +10,15 @@ use timely::dataflow::Scope;
 
 use super::aggregate;
 use super::arrangement::{
-    ArrangementKey, Button, KeyColumns, RowArrangement, SetTrace, SharedArrangements, arrange, join_key, positions,
+    ArrangementKey, Button, KeyColumns, RowArrangement, SetTrace, SharedArrangements, arrange, join_key,
+    positions,
 };
 use super::evaluate::{RequestSender, evaluate};
 use super::join;
 use super::keyed::Rows;
+use super::native::Native;
 use super::protocol::{Bindings, Epoch, InstanceId};
 use crate::error::{Error, Result};
-use crate::kernel;
 use crate::plan::{JoinKey, JoinKind, Rel, ViewId};
 use crate::row::{Datum, Row};
 
@@ -95,13 +96,17 @@ fn width(rel: &Rel) -> usize {
 pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>> {
     Ok(match rel {
         Rel::Source { source, attributes } => {
-            let binding = context.bindings.get(source).ok_or_else(|| Error::internal("a source is not bound"))?;
+            let binding =
+                context.bindings.get(source).ok_or_else(|| Error::internal("a source is not bound"))?;
             let columns = positions(attributes, binding);
             let rows = context.input(binding.instance).map(move |row| row.project(&columns));
             Rendered { rows, failures: Vec::new() }
         }
         Rel::StreamTable { view, columns } => {
-            let trace = context.upstreams.get_mut(view).ok_or_else(|| Error::internal("an upstream is not installed"))?;
+            let trace = context
+                .upstreams
+                .get_mut(view)
+                .ok_or_else(|| Error::internal("an upstream is not installed"))?;
             let (arranged, button) = trace.import_frontier(context.scope, "Upstream");
             context.buttons.push(button);
             let columns = columns.clone();
@@ -118,7 +123,8 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
         Rel::Filter { input, predicate } => filter(render(context, input)?, predicate.clone()),
         Rel::Project { input, exprs } => {
             let exprs = exprs.clone();
-            render(context, input)?.map(|rows| rows.map(move |row| kernel::project(&exprs, &row)))
+            let mut native = Native::default();
+            render(context, input)?.map(|rows| rows.map(move |row| native.project(&exprs, &row)))
         }
         Rel::Evaluate { input, batch } => {
             let requests = context.requests.clone();
@@ -155,22 +161,17 @@ fn owns_empty_key(scope: Scope<'_, Epoch>) -> bool {
 
 fn filter<'s>(input: Rendered<'s>, predicate: crate::plan::Expr) -> Rendered<'s> {
     let Rendered { rows, mut failures } = input;
-    if !predicate.is_infallible() {
-        let predicate = predicate.clone();
-        failures.push(rows.clone().flat_map(move |row| match kernel::predicate(&predicate, &row) {
-            Err(error) => Some(Row::from_datums([Datum::Error(&error)])),
-            Ok(_) => None,
-        }));
-    } else {
-        // The predicate itself can't fail, but it may meet an error that an earlier projection left in the row.
-        let predicate = predicate.clone();
-        let poisoned = rows.clone().filter(Row::has_error);
-        failures.push(poisoned.flat_map(move |row| match kernel::predicate(&predicate, &row) {
-            Err(error) => Some(Row::from_datums([Datum::Error(&error)])),
-            Ok(_) => None,
-        }));
-    }
-    let rows = rows.filter(move |row| matches!(kernel::predicate(&predicate, row), Ok(true)));
+    // Also a predicate that can't fail itself may meet an error that an earlier projection left in the row.
+    let infallible = predicate.is_infallible();
+    let (test, mut native) = (predicate.clone(), Native::default());
+    failures.push(rows.clone().flat_map(move |row| {
+        if infallible && !row.has_error() {
+            return None;
+        }
+        native.predicate(&test, &row).err().map(|error| Row::from_datums([Datum::Error(&error)]))
+    }));
+    let mut native = Native::default();
+    let rows = rows.filter(move |row| matches!(native.predicate(&predicate, row), Ok(true)));
     Rendered { rows, failures }
 }
 
@@ -214,7 +215,9 @@ fn side<'s>(
     keys: &KeyColumns,
     failures: &mut Vec<Rows<'s>>,
 ) -> Result<RowArrangement<'s>> {
-    if let Some(shared) = ArrangementKey::of(rel, keys, context.bindings).and_then(|k| context.shared.by_key.get_mut(&k)) {
+    if let Some(shared) =
+        ArrangementKey::of(rel, keys, context.bindings).and_then(|k| context.shared.by_key.get_mut(&k))
+    {
         let (arranged, button) = shared.import(context.scope);
         context.buttons.push(button);
         return Ok(arranged);

@@ -37,8 +37,11 @@ impl Dataflow {
         let (thread_sender, thread_receiver) = std::sync::mpsc::channel();
         let channels = Mutex::new(Some(Channels { commands: command_receiver, results: result_sender }));
         let shared = Arc::new((channels, thread_sender));
-        let communication =
-            if options.workers <= 1 { Communication::Thread } else { Communication::Process(options.workers) };
+        let communication = if options.workers <= 1 {
+            Communication::Thread
+        } else {
+            Communication::Process(options.workers)
+        };
         let config = timely::Config { communication, worker: WorkerConfig::default() };
         let guards = timely::execute(config, move |worker| {
             let (channels, thread) = &*shared;

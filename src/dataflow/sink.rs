@@ -40,13 +40,17 @@ impl Gathered {
 pub(super) fn sink(rows: Rows<'_>, gathered: Gathered, probe: &Handle<Epoch>) {
     let pact = Exchange::new(|_: &(Row, Epoch, i64)| 0);
     rows.inner
-        .unary_frontier::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(pact, "Sink", |_, _| {
-            move |(input, _), _output| {
-                input.for_each_stamp(|_, data| {
-                    let mut all = gathered.0.borrow_mut();
-                    data.for_each(|batch| all.append(batch));
-                });
-            }
-        })
+        .unary_frontier::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(
+            pact,
+            "Sink",
+            |_, _| {
+                move |(input, _), _output| {
+                    input.for_each_stamp(|_, data| {
+                        let mut all = gathered.0.borrow_mut();
+                        data.for_each(|batch| all.append(batch));
+                    });
+                }
+            },
+        )
         .probe_with(probe);
 }

@@ -124,12 +124,14 @@ impl Target {
         let what = || format!("connecting to {}", self.describe());
         let client = match config.get_ssl_mode() {
             SslMode::Disable => {
-                let (client, connection) = config.connect(NoTls).await.map_err(|e| error(e).during(what()))?;
+                let (client, connection) =
+                    config.connect(NoTls).await.map_err(|e| error(e).during(what()))?;
                 spawn_connection(connection);
                 client
             }
             _ => {
-                let (client, connection) = config.connect(tls()?).await.map_err(|e| error(e).during(what()))?;
+                let (client, connection) =
+                    config.connect(tls()?).await.map_err(|e| error(e).during(what()))?;
                 spawn_connection(connection);
                 client
             }
@@ -233,7 +235,10 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     let (kind, hint) = if text.contains("password") {
         (ErrorKind::Authentication, "set the password in the URL, in PGPASSWORD or in a password file")
     } else if text.contains("tls") || text.contains("TLS") {
-        (ErrorKind::Authentication, "the server does not offer TLS: enable ssl there, or use sslmode=prefer or disable")
+        (
+            ErrorKind::Authentication,
+            "the server does not offer TLS: enable ssl there, or use sslmode=prefer or disable",
+        )
     } else {
         (ErrorKind::Connection, "check host, port, firewall and whether the server runs")
     };
@@ -245,9 +250,9 @@ fn connect_hint(code: &SqlState, message: &str) -> Option<&'static str> {
         "28P01" => Some("the password is wrong: set it in the URL, in PGPASSWORD or in a password file"),
         "28000" => Some("pg_hba.conf on the server has no rule that lets this role in from here"),
         "3D000" => Some("name an existing database in the URL or with PGDATABASE"),
-        "08P01" if message.contains("unsupported startup parameter") => {
-            Some("a connection pooler is in between: connect to the server directly, replication can't pass through it")
-        }
+        "08P01" if message.contains("unsupported startup parameter") => Some(
+            "a connection pooler is in between: connect to the server directly, replication can't pass through it",
+        ),
         _ => None,
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pgwire_replication::config::SslMode as WireSsl;
-use pgwire_replication::{Lsn, PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent, TlsConfig};
+use pgwire_replication::{
+    Lsn, PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent, TlsConfig,
+};
 use tokio_postgres::config::{Host, SslMode};
 
 use super::names::PipelineNames;
@@ -20,13 +22,29 @@ const START: Duration = Duration::from_secs(30);
 /// What the stream delivers. LSNs are bytes in the WAL; times microseconds since 2000-01-01 UTC.
 #[derive(Debug, Clone)]
 pub enum StreamEvent {
-    Begin { commit_lsn: u64, xid: u32, commit_time: i64 },
+    Begin {
+        commit_lsn: u64,
+        xid: u32,
+        commit_time: i64,
+    },
     /// One pgoutput message other than begin, commit and logical message.
     Change(Bytes),
-    Commit { commit_lsn: u64, end_lsn: u64, commit_time: i64 },
-    Message { transactional: bool, lsn: u64, prefix: String, content: Bytes },
+    Commit {
+        commit_lsn: u64,
+        end_lsn: u64,
+        commit_time: i64,
+    },
+    Message {
+        transactional: bool,
+        lsn: u64,
+        prefix: String,
+        content: Bytes,
+    },
     /// Everything up to here has been sent.
-    Position { lsn: u64, server_time: i64 },
+    Position {
+        lsn: u64,
+        server_time: i64,
+    },
 }
 
 /// A started replication session.
@@ -67,7 +85,9 @@ impl Session {
         };
         match tokio::time::timeout(START, opening).await {
             Ok(session) => session,
-            Err(_) => Err(Error::new(ErrorKind::Connection, "the replication session did not start within 30 s")),
+            Err(_) => {
+                Err(Error::new(ErrorKind::Connection, "the replication session did not start within 30 s"))
+            }
         }
     }
 
@@ -85,9 +105,11 @@ impl Session {
                 return Err(Error::new(ErrorKind::Connection, "the server ended the replication stream"));
             };
             return Ok(match event {
-                ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => {
-                    StreamEvent::Begin { commit_lsn: final_lsn.as_u64(), xid, commit_time: commit_time_micros }
-                }
+                ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => StreamEvent::Begin {
+                    commit_lsn: final_lsn.as_u64(),
+                    xid,
+                    commit_time: commit_time_micros,
+                },
                 ReplicationEvent::XLogData { data, .. } => StreamEvent::Change(data),
                 ReplicationEvent::Commit { lsn, end_lsn, commit_time_micros } => StreamEvent::Commit {
                     commit_lsn: lsn.as_u64(),

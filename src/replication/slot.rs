@@ -26,7 +26,8 @@ impl SlotState {
 
 /// Reads a slot by name.
 pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
-    const SQL: &str = "select plugin::text, database::text, active_pid, wal_status, restart_lsn, confirmed_flush_lsn
+    const SQL: &str =
+        "select plugin::text, database::text, active_pid, wal_status, restart_lsn, confirmed_flush_lsn
         from pg_catalog.pg_replication_slots where slot_name = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(error)?;
     Ok(row.map(|row| SlotState {
@@ -45,7 +46,9 @@ pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
 /// (55000), each with what to do.
 pub async fn create(client: &Client, name: &str, major: u32) -> Result<u64> {
     let sql = match major {
-        17.. => "select lsn from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)",
+        17.. => {
+            "select lsn from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)"
+        }
         _ => "select lsn from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')",
     };
     let row = client.query_one(sql, &[&name]).await.map_err(|e| explain(error(e), name))?;
