@@ -21,7 +21,6 @@ pub const PINNED: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("client_encoding", "UTF8"),
     ("search_path", "pg_catalog"),
-    ("row_security", "off"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("jit", "off"),
@@ -50,6 +49,11 @@ impl Purpose {
             Purpose::Replication => "replication",
             Purpose::Tool => "tool",
         }
+    }
+
+    /// Hydration must fail rather than read a source through row-level security; elsewhere policies apply as usual.
+    fn row_security(self) -> &'static str {
+        if self == Purpose::Hydrate { "off" } else { "on" }
     }
 
     /// Lock timeout: what waits for locks gives way to the application (it retries), tools do not wait for ever.
@@ -105,7 +109,8 @@ impl Target {
     pub fn options(&self, purpose: Purpose) -> String {
         let mut options = String::new();
         let lock = ("lock_timeout", purpose.lock_timeout());
-        for (name, value) in PINNED.iter().chain([&lock]) {
+        let policies = ("row_security", purpose.row_security());
+        for (name, value) in PINNED.iter().chain([&lock, &policies]) {
             options.push_str(&format!("-c {name}={} ", value.replace(' ', "\\ ")));
         }
         options
