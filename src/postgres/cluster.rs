@@ -134,7 +134,7 @@ impl Cluster {
         if !existed {
             prepare::data_folder(&cluster)?;
         }
-        cluster.launch(cluster.options.port)?;
+        cluster.launch(cluster.options.port, Duration::ZERO)?;
         Ok(cluster)
     }
 
@@ -230,7 +230,8 @@ impl Cluster {
         if self.is_running() {
             return Ok(());
         }
-        self.launch(Some(self.port))
+        // Its own port may be in use for a moment by an outgoing connection of somebody else.
+        self.launch(Some(self.port), Duration::from_secs(5))
     }
 
     /// Stops and starts again.

@@ -57,6 +57,10 @@ pub(super) fn data_folder(cluster: &Cluster) -> Result<()> {
         }
         None => initdb(cluster, &data)?,
     }
+    if cluster.options.fsync && cluster.options.keep {
+        // Neither a copy nor initdb as we run it flushes the files; the server only flushes what it changes.
+        run_initdb(cluster, &data, &["--sync-only"])?;
+    }
     let main = data.join("postgresql.conf");
     let mut file = OpenOptions::new().append(true).open(&main).map_err(|e| failure("open", &main, e))?;
     io::Write::write_all(&mut file, b"\ninclude_if_exists 'pgtrickle.conf'\n")
@@ -134,36 +138,36 @@ fn copy(from: &Path, to: &Path, account: Option<Account>) -> Result<()> {
     Ok(())
 }
 
-/// Runs initdb as the server's user.
+/// Makes a cluster with the first locale that works.
 fn initdb(cluster: &Cluster, data: &Path) -> Result<()> {
-    let mut complaint = String::new();
+    let superuser = cluster.options.superuser.as_str();
+    let common = ["-U", superuser, "-A", "trust", "-E", "UTF8", "--no-sync", "--no-instructions", "--locale"];
+    let mut result = Ok(());
     for locale in LOCALES {
-        let output = account::command(&cluster.install.program("initdb"), cluster.account)
-            .arg("-D")
-            .arg(data)
-            .args([
-                "-U",
-                &cluster.options.superuser,
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--no-sync",
-                "--no-instructions",
-            ])
-            .arg(format!("--locale={locale}"))
-            .current_dir(&cluster.folder)
-            .output()
-            .map_err(|e| failure("run", &cluster.install.program("initdb"), e))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        if !complaint.contains("locale") {
-            break;
+        result = run_initdb(cluster, data, &[&common[..], &[locale]].concat());
+        match &result {
+            Err(error) if error.context().contains("locale") => {}
+            _ => break,
         }
         // It removes what it made, but not always a folder it found.
         let _ = fs::remove_dir_all(data);
     }
-    Err(Error::new(ErrorKind::ServerSetup, format!("initdb failed: {complaint}")))
+    result
+}
+
+/// Runs initdb as the server's user; what it complains about becomes the error.
+fn run_initdb(cluster: &Cluster, data: &Path, arguments: &[&str]) -> Result<()> {
+    let program = cluster.install.program("initdb");
+    let output = account::command(&program, cluster.account)
+        .arg("-D")
+        .arg(data)
+        .args(arguments)
+        .current_dir(&cluster.folder)
+        .output()
+        .map_err(|e| failure("run", &program, e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(ErrorKind::ServerSetup, format!("initdb failed: {}", complaint.trim())))
 }
