@@ -114,7 +114,7 @@ impl Cluster {
         }
         let (folder, existed) = match &options.dir {
             None => (prepare::scratch_folder(account)?, false),
-            Some(dir) => prepare::given_folder(dir)?,
+            Some(dir) => prepare::given_folder(dir, account)?,
         };
         let disposable = !options.keep && !existed;
         // From here on Drop and the watchdog clean up, also after an error.

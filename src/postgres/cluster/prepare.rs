@@ -25,7 +25,18 @@ pub(super) fn scratch_folder(account: Option<Account>) -> Result<PathBuf> {
 }
 
 /// The folder the caller named, and whether it already holds a cluster of ours.
-pub(super) fn given_folder(dir: &Path) -> Result<(PathBuf, bool)> {
+pub(super) fn given_folder(dir: &Path, account: Option<Account>) -> Result<(PathBuf, bool)> {
+    let absolute = std::path::absolute(dir).map_err(|e| failure("resolve", dir, e))?;
+    // Folders that are missing are created and can be entered; the first that exists decides. The folder itself is
+    // given to the server's user, so it does not count.
+    let above = absolute.ancestors().skip(1).find(|ancestor| ancestor.exists());
+    if !above.is_some_and(|above| account::may_enter(above, account)) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("the server's user can't enter the folder above {}", absolute.display()),
+        )
+        .with_hint("as root the server runs as another user; name a folder that this user can reach"));
+    }
     fs::create_dir_all(dir).map_err(|e| failure("create", dir, e))?;
     let dir = dir.canonicalize().map_err(|e| failure("resolve", dir, e))?;
     if dir.join("data/PG_VERSION").is_file() && dir.join("data/pgtrickle.conf").is_file() {
