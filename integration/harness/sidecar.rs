@@ -16,6 +16,7 @@ use super::wait::wait_until;
 
 /// A running `pgtrickle run`.
 pub struct Sidecar {
+    program: PathBuf,
     arguments: Vec<String>,
     folder: tempfile::TempDir,
     process: Child,
@@ -35,13 +36,14 @@ impl Sidecar {
         Self::start_program(PathBuf::from(env!("CARGO_BIN_EXE_pgtrickle")), arguments)
     }
 
-    fn start_program(program: PathBuf, arguments: Vec<String>) -> Sidecar {
+    /// Any program in the sidecar's place: the harness tests itself with a shell.
+    pub fn start_program(program: PathBuf, arguments: Vec<String>) -> Sidecar {
         let folder =
             tempfile::Builder::new().prefix("pgtrickle-sidecar-").tempdir().expect("a folder for the log");
         let mut watchdog = Watchdog::start("KILL", None, Some(folder.path())).expect("a watchdog");
         let process = spawn(&program, &arguments, &folder);
         watchdog.watch(process.id());
-        Sidecar { arguments, folder, process, watchdog: Some(watchdog) }
+        Sidecar { program, arguments, folder, process, watchdog: Some(watchdog) }
     }
 
     /// Waits until it serves the database. The one place that knows how it says so.
@@ -102,7 +104,7 @@ impl Sidecar {
     /// Starts it again after its end, with the same arguments; the log goes on in the same file.
     pub fn start_again(&mut self) {
         assert!(matches!(self.process.try_wait(), Ok(Some(_))), "the sidecar still runs");
-        self.process = spawn(&PathBuf::from(env!("CARGO_BIN_EXE_pgtrickle")), &self.arguments, &self.folder);
+        self.process = spawn(&self.program, &self.arguments, &self.folder);
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.watch(self.process.id());
         }

@@ -10,7 +10,7 @@ use crate::harness::fault::{Proxy, terminate_role, terminate_slot};
 use crate::harness::oracle::{assert_equal, difference, difference_of_text};
 use crate::harness::servers::SUPERUSER;
 use crate::harness::wait::{SOON, wait_for_value, wait_until};
-use crate::harness::{TestDatabase, for_each_major};
+use crate::harness::{Sidecar, TestDatabase, for_each_major};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_have_exactly_the_rights_of_a_real_installation() {
@@ -165,4 +165,35 @@ async fn a_wait_that_fails_says_for_what_and_what_it_saw() {
         std::future::pending::<Result<(), String>>,
     );
     assert!(std::panic::AssertUnwindSafe(stuck).catch_unwind().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_is_waited_for_paused_terminated_and_killed() {
+    let script = "trap 'echo bye; exit 3' TERM; echo up and ready; while :; do sleep 0.01; echo tick; done";
+    let arguments = vec!["-c".to_owned(), script.to_owned()];
+    let mut sidecar = Sidecar::start_program("/bin/sh".into(), arguments);
+    sidecar.wait_ready(SOON).await;
+
+    sidecar.pause();
+    let ticks = |sidecar: &Sidecar| sidecar.logs().lines().filter(|line| *line == "tick").count();
+    // The signal takes a moment: paused is when two looks see the same.
+    wait_until("the ticks to stop", SOON, || async {
+        let before = ticks(&sidecar);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let after = ticks(&sidecar);
+        if before == after { Ok(()) } else { Err(format!("{after} ticks")) }
+    })
+    .await;
+    let paused = ticks(&sidecar);
+    sidecar.resume();
+    wait_for_value("the ticks to go on", SOON, true, || async { ticks(&sidecar) > paused }).await;
+
+    assert_eq!(sidecar.terminate(SOON).await, Some(3));
+    assert!(sidecar.logs().ends_with("bye\n"));
+    sidecar.start_again();
+    wait_for_value("the second start", SOON, 2, || async { sidecar.logs().matches("up and ready").count() })
+        .await;
+    sidecar.kill9();
+    assert_eq!(sidecar.wait_exit(SOON).await, None);
+    assert_eq!(sidecar.logs().matches("bye").count(), 1);
 }

@@ -114,7 +114,7 @@ impl Cluster {
         }
         let (folder, existed) = match &options.dir {
             None => (prepare::scratch_folder(account)?, false),
-            Some(dir) => prepare::given_folder(dir)?,
+            Some(dir) => prepare::given_folder(dir, account)?,
         };
         let disposable = !options.keep && !existed;
         // From here on Drop and the watchdog clean up, also after an error.
@@ -134,7 +134,7 @@ impl Cluster {
         if !existed {
             prepare::data_folder(&cluster)?;
         }
-        cluster.launch(cluster.options.port)?;
+        cluster.launch(cluster.options.port, Duration::ZERO)?;
         Ok(cluster)
     }
 
@@ -230,7 +230,8 @@ impl Cluster {
         if self.is_running() {
             return Ok(());
         }
-        self.launch(Some(self.port))
+        // Its own port may be in use for a moment by an outgoing connection of somebody else.
+        self.launch(Some(self.port), Duration::from_secs(5))
     }
 
     /// Stops and starts again.

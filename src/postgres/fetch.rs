@@ -194,7 +194,7 @@ impl Tool {
             }
             Tool::Npm => {
                 command = Command::new("npm");
-                command.args(["pack", "--ignore-scripts", "--silent"]);
+                command.args(["pack", "--ignore-scripts", "--loglevel=error"]);
                 command.arg(format!("{}@{}", pin.package, pin.version));
                 ending = "tgz";
             }

@@ -25,6 +25,11 @@ pub fn folder() -> Result<PathBuf> {
     let server = account::server_account()?;
     let mut refusal = None;
     for candidate in candidates()? {
+        // Not even an empty folder is left where it could not be used.
+        let existing = candidate.ancestors().find(|ancestor| ancestor.exists());
+        if !existing.is_some_and(|ancestor| account::may_enter(ancestor, server)) {
+            continue;
+        }
         match prepare(&candidate) {
             Ok(()) if account::may_enter(&candidate, server) => return Ok(candidate),
             Ok(()) => {}

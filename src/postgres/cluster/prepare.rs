@@ -25,7 +25,18 @@ pub(super) fn scratch_folder(account: Option<Account>) -> Result<PathBuf> {
 }
 
 /// The folder the caller named, and whether it already holds a cluster of ours.
-pub(super) fn given_folder(dir: &Path) -> Result<(PathBuf, bool)> {
+pub(super) fn given_folder(dir: &Path, account: Option<Account>) -> Result<(PathBuf, bool)> {
+    let absolute = std::path::absolute(dir).map_err(|e| failure("resolve", dir, e))?;
+    // Folders that are missing are created and can be entered; the first that exists decides. The folder itself is
+    // given to the server's user, so it does not count.
+    let above = absolute.ancestors().skip(1).find(|ancestor| ancestor.exists());
+    if !above.is_some_and(|above| account::may_enter(above, account)) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            format!("the server's user can't enter the folder above {}", absolute.display()),
+        )
+        .with_hint("as root the server runs as another user; name a folder that this user can reach"));
+    }
     fs::create_dir_all(dir).map_err(|e| failure("create", dir, e))?;
     let dir = dir.canonicalize().map_err(|e| failure("resolve", dir, e))?;
     if dir.join("data/PG_VERSION").is_file() && dir.join("data/pgtrickle.conf").is_file() {
@@ -56,6 +67,10 @@ pub(super) fn data_folder(cluster: &Cluster) -> Result<()> {
             let _ = keep(&data, &prepared);
         }
         None => initdb(cluster, &data)?,
+    }
+    if cluster.options.fsync && cluster.options.keep {
+        // Neither a copy nor initdb as we run it flushes the files; the server only flushes what it changes.
+        run_initdb(cluster, &data, &["--sync-only"])?;
     }
     let main = data.join("postgresql.conf");
     let mut file = OpenOptions::new().append(true).open(&main).map_err(|e| failure("open", &main, e))?;
@@ -134,36 +149,36 @@ fn copy(from: &Path, to: &Path, account: Option<Account>) -> Result<()> {
     Ok(())
 }
 
-/// Runs initdb as the server's user.
+/// Makes a cluster with the first locale that works.
 fn initdb(cluster: &Cluster, data: &Path) -> Result<()> {
-    let mut complaint = String::new();
+    let superuser = cluster.options.superuser.as_str();
+    let common = ["-U", superuser, "-A", "trust", "-E", "UTF8", "--no-sync", "--no-instructions", "--locale"];
+    let mut result = Ok(());
     for locale in LOCALES {
-        let output = account::command(&cluster.install.program("initdb"), cluster.account)
-            .arg("-D")
-            .arg(data)
-            .args([
-                "-U",
-                &cluster.options.superuser,
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--no-sync",
-                "--no-instructions",
-            ])
-            .arg(format!("--locale={locale}"))
-            .current_dir(&cluster.folder)
-            .output()
-            .map_err(|e| failure("run", &cluster.install.program("initdb"), e))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        if !complaint.contains("locale") {
-            break;
+        result = run_initdb(cluster, data, &[&common[..], &[locale]].concat());
+        match &result {
+            Err(error) if error.context().contains("locale") => {}
+            _ => break,
         }
         // It removes what it made, but not always a folder it found.
         let _ = fs::remove_dir_all(data);
     }
-    Err(Error::new(ErrorKind::ServerSetup, format!("initdb failed: {complaint}")))
+    result
+}
+
+/// Runs initdb as the server's user; what it complains about becomes the error.
+fn run_initdb(cluster: &Cluster, data: &Path, arguments: &[&str]) -> Result<()> {
+    let program = cluster.install.program("initdb");
+    let output = account::command(&program, cluster.account)
+        .arg("-D")
+        .arg(data)
+        .args(arguments)
+        .current_dir(&cluster.folder)
+        .output()
+        .map_err(|e| failure("run", &program, e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(ErrorKind::ServerSetup, format!("initdb failed: {}", complaint.trim())))
 }

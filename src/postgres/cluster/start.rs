@@ -24,10 +24,12 @@ enum Attempt {
 }
 
 impl Cluster {
-    /// Starts the server on `port`, or on a free one, trying others when it is taken meanwhile.
-    pub(super) fn launch(&mut self, port: Option<u16>) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
-        let mut ports_left = 20;
+    /// Starts the server on `port`, or on a free one, trying others when it is taken meanwhile. A given port that is
+    /// taken is waited for as long as `port_patience`.
+    pub(super) fn launch(&mut self, port: Option<u16>, port_patience: Duration) -> Result<()> {
+        let begin = Instant::now();
+        let deadline = begin + START_PATIENCE;
+        let mut other_ports = 20;
         loop {
             self.port = match port {
                 Some(port) => port,
@@ -37,12 +39,19 @@ impl Cluster {
                 Ok(()) => return Ok(()),
                 Err(Attempt::Failed(error)) => return Err(error),
                 Err(Attempt::PortTaken(error)) => {
-                    ports_left -= 1;
-                    (error, if port.is_some() { 250 } else { 0 })
+                    other_ports -= 1;
+                    let give_up = match port {
+                        Some(_) => begin.elapsed() >= port_patience,
+                        None => other_ports == 0,
+                    };
+                    if give_up {
+                        return Err(error);
+                    }
+                    (error, if port.is_some() { 100 } else { 0 })
                 }
                 Err(Attempt::PredecessorAlive(error)) => (error, 20),
             };
-            if ports_left == 0 || Instant::now() > deadline {
+            if Instant::now() > deadline {
                 return Err(error);
             }
             std::thread::sleep(Duration::from_millis(pause));
