@@ -1,6 +1,8 @@
 //! Strict kernels: all arguments are evaluated in order, the first error wins, then NULL.
 
-use crate::plan::expr::{Comparison, Expr, IntWidth, Kernel};
+use std::cmp::Ordering;
+
+use crate::plan::expr::{Comparison, Expr, Kernel, Order};
 use crate::row::{Datum, Fault, TypeClass, float, temporal};
 
 use super::like::{char_len, like};
@@ -17,18 +19,21 @@ pub(super) fn call<'a>(
 ) -> Value<'a> {
     match args {
         [arg] => {
-            let value = evaluate(arg, row, scratch);
+            let value = operand(arg, row, scratch);
             match value {
                 Value::Null | Value::Error(_) => value,
                 value => unary(kernel, value, scratch),
             }
         }
         [left, right] => {
-            let left = evaluate(left, row, scratch);
+            let left = operand(left, row, scratch);
             if left.is_error() {
                 return left;
             }
-            let right = evaluate(right, row, scratch);
+            let right = operand(right, row, scratch);
+            if let (Value::Int(a), Value::Int(b)) = (&left, &right) {
+                return integers(kernel, *a, *b);
+            }
             if right.is_error() {
                 scratch.recycle(left);
                 return right;
@@ -43,6 +48,19 @@ pub(super) fn call<'a>(
             result
         }
         _ => Value::fault(Fault::WRONG_OPERAND),
+    }
+}
+
+/// [`evaluate`] without a call for the leaves, which most operands are.
+#[inline]
+fn operand<'a>(expr: &'a Expr, row: &[Datum<'a>], scratch: &mut Scratch) -> Value<'a> {
+    match expr {
+        Expr::Column(index) => match row.get(*index) {
+            Some(datum) => Value::from(*datum),
+            None => Value::fault(Fault::WRONG_OPERAND),
+        },
+        Expr::Literal(literal) => Value::from(literal.get(0)),
+        _ => evaluate(expr, row, scratch),
     }
 }
 
@@ -119,22 +137,7 @@ fn binary<'a>(
     scratch: &mut Scratch,
 ) -> Result<Value<'a>, Fault> {
     Ok(match kernel {
-        Kernel::Compare(order, comparison) => {
-            let ordering = compare_values(order, a, b)?;
-            Value::Bool(match comparison {
-                Comparison::Eq => ordering.is_eq(),
-                Comparison::Ne => ordering.is_ne(),
-                Comparison::Lt => ordering.is_lt(),
-                Comparison::Le => ordering.is_le(),
-                Comparison::Gt => ordering.is_gt(),
-                Comparison::Ge => ordering.is_ge(),
-            })
-        }
-        Kernel::IntAdd(width) => integers(width, a, b, i64::checked_add)?,
-        Kernel::IntSub(width) => integers(width, a, b, i64::checked_sub)?,
-        Kernel::IntMul(width) => integers(width, a, b, i64::checked_mul)?,
-        Kernel::IntDiv(width) => arithmetic::divide(width, a.int()?, b.int()?).into(),
-        Kernel::IntMod(_) => arithmetic::remainder(a.int()?, b.int()?).into(),
+        Kernel::Compare(order, comparison) => Value::Bool(holds(comparison, compare_values(order, a, b)?)),
         Kernel::NumericAdd => a.numeric()?.add(&*b.numeric()?).into(),
         Kernel::NumericSub => a.numeric()?.sub(&*b.numeric()?).into(),
         Kernel::NumericMul => a.numeric()?.mul(&*b.numeric()?).into(),
@@ -158,13 +161,28 @@ fn binary<'a>(
     })
 }
 
-fn integers<'a>(
-    width: IntWidth,
-    a: &Value<'_>,
-    b: &Value<'_>,
-    operation: impl Fn(i64, i64) -> Option<i64>,
-) -> Result<Value<'a>, Fault> {
-    Ok(arithmetic::fit(width, operation(a.int()?, b.int()?)).into())
+/// Kernels over two integers, the most frequent ones.
+fn integers<'a>(kernel: Kernel, a: i64, b: i64) -> Value<'a> {
+    match kernel {
+        Kernel::Compare(Order::Int, comparison) => Value::Bool(holds(comparison, a.cmp(&b))),
+        Kernel::IntAdd(width) => arithmetic::fit(width, a.checked_add(b)).into(),
+        Kernel::IntSub(width) => arithmetic::fit(width, a.checked_sub(b)).into(),
+        Kernel::IntMul(width) => arithmetic::fit(width, a.checked_mul(b)).into(),
+        Kernel::IntDiv(width) => arithmetic::divide(width, a, b).into(),
+        Kernel::IntMod(_) => arithmetic::remainder(a, b).into(),
+        _ => Value::fault(Fault::WRONG_OPERAND),
+    }
+}
+
+fn holds(comparison: Comparison, ordering: Ordering) -> bool {
+    match comparison {
+        Comparison::Eq => ordering.is_eq(),
+        Comparison::Ne => ordering.is_ne(),
+        Comparison::Lt => ordering.is_lt(),
+        Comparison::Le => ordering.is_le(),
+        Comparison::Gt => ordering.is_gt(),
+        Comparison::Ge => ordering.is_ge(),
+    }
 }
 
 fn floats<'a>(

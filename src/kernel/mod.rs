@@ -168,4 +168,6 @@ fn pair<'a>(
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

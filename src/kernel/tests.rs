@@ -124,6 +124,8 @@ fn comparisons_follow_the_types() {
     assert_eq!(compare(Order::Numeric, "NaN", Comparison::Gt, "Infinity"), "t");
     assert_eq!(compare(Order::Float, "-0", Comparison::Eq, "0"), "t");
     assert_eq!(compare(Order::Float, "NaN", Comparison::Ge, "Infinity"), "t");
+    let sum = call(Kernel::FloatAdd(TypeClass::Float4), vec![text("0.05"), text("0.05")]);
+    assert_eq!(shown(&call(Kernel::Compare(Order::Float, Comparison::Eq), vec![sum, text("0.1")])), "t");
     assert_eq!(compare(Order::Bpchar, "a ", Comparison::Eq, "a"), "t");
     assert_eq!(compare(Order::Interval, "1 mon", Comparison::Eq, "30 days"), "t");
     assert_eq!(compare(Order::Date, "0044-03-15 BC", Comparison::Lt, "10000-01-01"), "t");
@@ -160,4 +162,7 @@ fn a_wrong_plan_gives_an_error_value_instead_of_a_panic() {
     assert_eq!(shown(&Expr::Column(7)), wrong);
     assert_eq!(shown(&call(Kernel::IntAdd(IntWidth::I4), vec![text("x"), int(1)])), wrong);
     assert_eq!(shown(&call(Kernel::NumericAdd, vec![int(1)])), wrong);
+    // An integer is not a numeric: its image differs, so the cast must be in the plan.
+    assert_eq!(shown(&call(Kernel::NumericAdd, vec![int(1), text("1.0")])), wrong);
+    assert_eq!(shown(&call(Kernel::NumericAdd, vec![int(1), int(1)])), wrong);
 }

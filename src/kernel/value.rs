@@ -99,7 +99,6 @@ impl<'a> Value<'a> {
     pub(super) fn numeric(&self) -> Result<Cow<'_, Numeric>, Fault> {
         match self {
             Value::Numeric(n) => Ok(Cow::Borrowed(n)),
-            Value::Int(i) => Ok(Cow::Owned(Numeric::from(*i))),
             other => Numeric::parse(other.bytes()?).map(Cow::Owned).ok_or(Fault::WRONG_OPERAND),
         }
     }
@@ -107,7 +106,6 @@ impl<'a> Value<'a> {
     pub(super) fn float8(&self) -> Result<f64, Fault> {
         match self {
             Value::Float8(v) => Ok(*v),
-            Value::Float4(v) => Ok(f64::from(*v)),
             other => float::parse_f64(other.bytes()?).ok_or(Fault::WRONG_OPERAND),
         }
     }

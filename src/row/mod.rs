@@ -6,12 +6,14 @@
 //! [`key::KeyForm`]. Place in the data's way: produced by decode, COPY and evaluation, consumed by dataflow and apply.
 
 pub mod accumulate;
+pub mod copy;
 pub mod datum;
 pub mod fault;
 pub mod float;
 pub mod key;
 pub mod numeric;
 pub mod packed;
+pub mod record;
 pub mod temporal;
 pub mod types;
 
