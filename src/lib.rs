@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod pgoutput;
 pub mod plan;
 pub mod row;
 
