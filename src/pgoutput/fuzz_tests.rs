@@ -59,7 +59,12 @@ impl Model {
             Message::Relation(r) => {
                 let column = |c: ColumnMessage<'_>| (c.is_key, c.name.to_owned(), c.type_oid, c.typmod);
                 assert_eq!((r.schema, r.columns().count()), ("s", r.len()));
-                Model::Relation(r.oid, r.name.to_owned(), r.replica_identity, r.columns().map(column).collect())
+                Model::Relation(
+                    r.oid,
+                    r.name.to_owned(),
+                    r.replica_identity,
+                    r.columns().map(column).collect(),
+                )
             }
             Message::Type(t) => Model::Type(t.oid, t.name.to_owned()),
             Message::Insert { relation, new } => Model::Insert(*relation, cells(new)),

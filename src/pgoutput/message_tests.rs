@@ -36,7 +36,9 @@ fn logical_messages_keep_prefix_and_content_as_bytes() {
     let Message::Logical(m) = parse(b"M\x00\0\0\0\0\0\0\0\x09\0\0\0\0\0").unwrap() else { panic!() };
     assert_eq!((m.transactional, m.prefix, m.content), (false, &b""[..], &b""[..]));
     assert!(refuse(b"M\x00\0\0\0\0\0\0\0\x09ab").contains("the prefix has no terminating NUL"));
-    assert!(refuse(b"M\x00\0\0\0\0\0\0\0\x09a\0\xff\xff\xff\xff").contains("length of the content is negative"));
+    assert!(
+        refuse(b"M\x00\0\0\0\0\0\0\0\x09a\0\xff\xff\xff\xff").contains("length of the content is negative")
+    );
 }
 
 #[test]
@@ -68,7 +70,9 @@ fn a_relation_lists_its_columns() {
             ColumnMessage { is_key: false, name: "v", type_oid: 1043, typmod: 12 }
         ]
     );
-    assert!(refuse(&bytes[..bytes.len() - 1]).ends_with("the column typmod runs past the end of the message"));
+    assert!(
+        refuse(&bytes[..bytes.len() - 1]).ends_with("the column typmod runs past the end of the message")
+    );
 }
 
 #[test]
@@ -113,7 +117,8 @@ fn deletes_need_an_old_tuple() {
 
 #[test]
 fn a_truncate_lists_relations_and_flags() {
-    for (flags, cascade, restart) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)] {
+    for (flags, cascade, restart) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)]
+    {
         let bytes = encode::truncate(flags, &[5, 4_000_000_000, 7]);
         let Message::Truncate(t) = parse(&bytes).unwrap() else { panic!() };
         assert_eq!((t.cascade, t.restart_identity), (cascade, restart));
@@ -126,10 +131,7 @@ fn a_truncate_lists_relations_and_flags() {
 #[test]
 fn binary_values_are_refused_by_name_and_offset() {
     let e = parse(b"I\0\0\0\x07N\0\x01b\0\0\0\x01\x01").unwrap_err();
-    assert_eq!(
-        e.to_string(),
-        "logical replication message 'I' at byte 8: binary tuples are not requested"
-    );
+    assert_eq!(e.to_string(), "logical replication message 'I' at byte 8: binary tuples are not requested");
     assert!(e.hint().is_some());
     assert!(refuse(b"I\0\0\0\x07N\0\x01x").contains("unknown column kind"));
     assert!(refuse(b"I\0\0\0\x07N\0\x01t\xff\xff\xff\xfe").contains("negative"));

@@ -16,7 +16,9 @@ impl<'a> Reader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self> {
         match bytes.first() {
             Some(&kind) => Ok(Reader { bytes, at: 1, kind }),
-            None => Err(Error::new(ErrorKind::Protocol, "the server sent an empty logical replication message")),
+            None => {
+                Err(Error::new(ErrorKind::Protocol, "the server sent an empty logical replication message"))
+            }
         }
     }
 

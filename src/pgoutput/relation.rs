@@ -97,8 +97,10 @@ impl Relation {
         if self.replica_identity != new.replica_identity {
             out.push(Difference::ReplicaIdentity { from: self.replica_identity, to: new.replica_identity });
         }
-        let in_new: FxHashMap<&str, &RelationColumn> = new.columns.iter().map(|c| (c.name.as_str(), c)).collect();
-        let in_old: FxHashMap<&str, &RelationColumn> = self.columns.iter().map(|c| (c.name.as_str(), c)).collect();
+        let in_new: FxHashMap<&str, &RelationColumn> =
+            new.columns.iter().map(|c| (c.name.as_str(), c)).collect();
+        let in_old: FxHashMap<&str, &RelationColumn> =
+            self.columns.iter().map(|c| (c.name.as_str(), c)).collect();
         for old in &self.columns {
             let Some(now) = in_new.get(old.name.as_str()) else {
                 out.push(Difference::ColumnRemoved(old.name.clone()));
@@ -133,8 +135,14 @@ impl fmt::Display for Relation {
 /// One difference between two descriptions of a relation. A renamed column is one removed and one added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    Renamed { from: String, to: String },
-    ReplicaIdentity { from: char, to: char },
+    Renamed {
+        from: String,
+        to: String,
+    },
+    ReplicaIdentity {
+        from: char,
+        to: char,
+    },
     ColumnAdded(String),
     ColumnRemoved(String),
     /// Type or typmod.
@@ -148,7 +156,9 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Difference::Renamed { from, to } => write!(f, "renamed from {from} to {to}"),
-            Difference::ReplicaIdentity { from, to } => write!(f, "replica identity changed from {from} to {to}"),
+            Difference::ReplicaIdentity { from, to } => {
+                write!(f, "replica identity changed from {from} to {to}")
+            }
             Difference::ColumnAdded(c) => write!(f, "column {c} added"),
             Difference::ColumnRemoved(c) => write!(f, "column {c} removed"),
             Difference::ColumnType(c) => write!(f, "type of column {c} changed"),
@@ -229,7 +239,12 @@ mod tests {
     use crate::pgoutput::encode;
     use crate::pgoutput::messages::{Message, parse};
 
-    fn observe(cache: &mut RelationCache, identity: char, name: &str, columns: &[(bool, &str, u32, i32)]) -> Observed {
+    fn observe(
+        cache: &mut RelationCache,
+        identity: char,
+        name: &str,
+        columns: &[(bool, &str, u32, i32)],
+    ) -> Observed {
         let bytes = encode::relation(7, "s", name, identity, columns);
         match parse(&bytes).unwrap() {
             Message::Relation(r) => cache.observe(&r),
@@ -250,10 +265,19 @@ mod tests {
     #[test]
     fn every_kind_of_change_is_named() {
         let mut cache = RelationCache::default();
-        observe(&mut cache, 'd', "t", &[(true, "id", 23, -1), (false, "n", 1700, 100), (false, "old", 25, -1), (false, "z", 25, -1)]);
+        observe(
+            &mut cache,
+            'd',
+            "t",
+            &[(true, "id", 23, -1), (false, "n", 1700, 100), (false, "old", 25, -1), (false, "z", 25, -1)],
+        );
         let before = cache.get(7).unwrap().fingerprint();
-        let seen =
-            observe(&mut cache, 'i', "u", &[(true, "id", 20, -1), (true, "z", 25, -1), (false, "n", 1700, 200), (false, "new", 25, -1)]);
+        let seen = observe(
+            &mut cache,
+            'i',
+            "u",
+            &[(true, "id", 20, -1), (true, "z", 25, -1), (false, "n", 1700, 200), (false, "new", 25, -1)],
+        );
         let Observed::Changed(differences) = seen else { panic!("{seen:?}") };
         let text: Vec<String> = differences.iter().map(ToString::to_string).collect();
         assert_eq!(

@@ -39,7 +39,10 @@ impl FromStr for Snapshot {
     /// Parses the text of `pg_current_snapshot()`: `xmin:xmax:xip,...`. Protocol error otherwise.
     fn from_str(text: &str) -> Result<Snapshot> {
         parse(text).ok_or_else(|| {
-            Error::new(ErrorKind::Protocol, format!("{:?} is not a pg_snapshot", text.chars().take(60).collect::<String>()))
+            Error::new(
+                ErrorKind::Protocol,
+                format!("{:?} is not a pg_snapshot", text.chars().take(60).collect::<String>()),
+            )
         })
     }
 }
@@ -143,7 +146,10 @@ mod tests {
 
     #[test]
     fn text_that_the_server_would_refuse_is_refused() {
-        for bad in ["", "1:2", "2:1:", "0:1:", "1:2:3", "1:5:0", "1:9:5,4", "1:9:,", "1:9:4,", "1:9:x", "+1:2:", "1:2::", "1:2:1:"] {
+        for bad in [
+            "", "1:2", "2:1:", "0:1:", "1:2:3", "1:5:0", "1:9:5,4", "1:9:,", "1:9:4,", "1:9:x", "+1:2:",
+            "1:2::", "1:2:1:",
+        ] {
             let e = bad.parse::<Snapshot>().unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Protocol, "{bad}");
         }

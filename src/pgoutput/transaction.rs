@@ -109,9 +109,16 @@ pub enum ChangeKind {
 pub enum Event {
     /// A relation was described. The definition may differ from what was registered even if it is
     /// [`Observed::Same`]: compare its fingerprint with the catalog's.
-    Relation { relation: u32, observed: Observed },
+    Relation {
+        relation: u32,
+        observed: Observed,
+    },
     /// A non-transactional message; it comes before the transaction it was written in, and also if that aborts.
-    Message { lsn: u64, prefix: Box<[u8]>, content: Box<[u8]> },
+    Message {
+        lsn: u64,
+        prefix: Box<[u8]>,
+        content: Box<[u8]>,
+    },
     Committed(Box<Transaction>),
 }
 

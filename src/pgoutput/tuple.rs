@@ -148,7 +148,8 @@ impl ColumnMap {
             }
             wanted.push(WantedColumn { position, class: a.class, is_key: has_key && column.is_key });
         }
-        let key: Arc<[usize]> = (0..wanted.len()).filter(|&i| wanted.get(i).is_some_and(|w| w.is_key)).collect();
+        let key: Arc<[usize]> =
+            (0..wanted.len()).filter(|&i| wanted.get(i).is_some_and(|w| w.is_key)).collect();
         let in_identity = |(i, c): (usize, &super::relation::RelationColumn)| {
             c.is_key && !wanted.iter().any(|w: &WantedColumn| w.position == i)
         };
@@ -211,7 +212,11 @@ impl ColumnMap {
             builder.push(self.datum(column, value)?);
         }
         let row = builder.finish();
-        Ok(if missing.is_empty() { NewTuple::Full(row) } else { NewTuple::Partial(PartialRow { row, missing }) })
+        Ok(if missing.is_empty() {
+            NewTuple::Full(row)
+        } else {
+            NewTuple::Partial(PartialRow { row, missing })
+        })
     }
 
     /// The old image of an UPDATE or DELETE.
