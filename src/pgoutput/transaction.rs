@@ -302,7 +302,7 @@ impl Assembler {
         }
         let open = open(&mut self.open)?;
         let size = prefix.len() + content.len();
-        if !open.oversized && open.bytes.saturating_add(size) <= self.limit {
+        if !open.oversized && open.bytes.saturating_add(size + size_of::<Change>()) <= self.limit {
             let kind = ChangeKind::Message { prefix: prefix.into(), content: content.into() };
             collect(open, Change { relation: 0, kind }, size, self.limit);
         } else {
@@ -440,9 +440,6 @@ fn reread(open: &mut Transaction, source: &mut Source, relation: u32, serial: u6
 fn collect(open: &mut Transaction, change: Change, payload: usize, limit: usize) {
     let size = payload + size_of::<Change>();
     if open.bytes.saturating_add(size) > limit {
-        if matches!(change.kind, ChangeKind::Message { .. }) {
-            open.dropped_messages += 1;
-        }
         overflow(open, size);
         return;
     }

@@ -228,6 +228,20 @@ fn messages_are_kept_in_order_by_prefix_and_come_at_once_if_not_transactional() 
 }
 
 #[test]
+fn at_every_limit_a_message_is_either_kept_or_counted_as_dropped() {
+    for limit in 0..600 {
+        let mut a = Assembler::new(limit);
+        a.begin(50, 1, 1).unwrap();
+        for _ in 0..3 {
+            a.change(&encode::logical(true, 9, b"p", b"content")).unwrap();
+        }
+        let t = done(&mut a);
+        assert_eq!(t.changes.len() as u64 + t.dropped_messages, 3, "limit {limit}");
+        assert_eq!(t.oversized, t.dropped_messages > 0);
+    }
+}
+
+#[test]
 fn messages_out_of_order_are_refused() {
     let mut a = Assembler::new(1 << 20);
     a.register(7, wanted(&["id"]));
