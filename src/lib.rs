@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod analyzer;
+pub mod apply;
+pub mod capture;
 pub mod dataflow;
 pub mod error;
 pub mod kernel;
+pub mod pgoutput;
 pub mod plan;
 pub mod postgres;
 pub mod replication;

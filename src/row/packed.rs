@@ -226,6 +226,11 @@ impl RowBuilder {
         self.bytes.extend_from_slice(&row.0);
     }
 
+    /// Drops the columns pushed so far (after an error in the middle of a row).
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
     /// The row built so far; the builder is empty afterwards.
     pub fn finish(&mut self) -> Row {
         let row = Row(Arc::from(self.bytes.as_slice()));
