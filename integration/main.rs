@@ -1,1 +1,5 @@
-
+//! Integration tests against real servers.
+mod suites {
+    mod analyzer_deparse;
+    mod analyzer_load;
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::node::Node;
 use crate::row::TypeInfo;
 
 /// Catalog facts by OID. A missing entry is an error of the loader, reported as such by the `get` functions' callers.
@@ -79,6 +80,15 @@ pub struct Type {
     pub labels: Vec<(u32, String)>,
     /// Whether the type has a default btree or hash equality.
     pub has_equality: bool,
+    /// `typbasetype`: the type directly below a domain, 0 otherwise.
+    pub parent: u32,
+    /// `typtypmod`: the length that a domain adds, -1 for none.
+    pub typmod: i32,
+    /// `typinput` and `typoutput`.
+    pub input: u32,
+    pub output: u32,
+    /// `conbin` of a domain's own CHECK constraints (those of the domains below are with them).
+    pub checks: Vec<Node>,
 }
 
 #[derive(Debug, Clone)]

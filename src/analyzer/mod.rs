@@ -6,4 +6,7 @@
 //! or installed.
 
 pub mod facts;
+pub mod load;
+mod lookup;
 pub mod node;
+mod oids;
