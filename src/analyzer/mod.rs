@@ -9,4 +9,5 @@ pub mod facts;
 pub mod load;
 mod lookup;
 pub mod node;
+pub mod translate;
 mod oids;
