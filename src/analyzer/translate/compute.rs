@@ -1,31 +1,25 @@
 //! Expressions over a stage: natively where possible, else in one Evaluate below the operator that needs them.
 
+use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::Node;
 use crate::plan::expr::Expr;
 use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput};
-use crate::row::TypeInfo;
 
 use super::refusal::Step;
 use super::stage::{Stage, column_node, placed_column, rewrite, same};
 use super::{Translator, check, native};
 
-/// Writes SQL for what PostgreSQL computes; names everything by schema.
-pub trait Sql {
-    /// SQL of an expression whose Vars (`varno` 1, `varattno` n) are written `x.cn`, and whether all it names is built in.
-    fn expression(&self, node: &Node) -> Step<(String, bool)>;
-    /// The type with its typmod, as the target of a cast.
-    fn type_name(&self, ty: &TypeInfo) -> Step<String>;
-    /// ` COLLATE ...` where the collation is not the type's own, else empty.
-    fn collate(&self, ty: &TypeInfo) -> Step<String>;
-}
-
-/// An expression for PostgreSQL, with what its verification needs.
+/// Expressions for PostgreSQL, with the originals that their verification compares.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    /// Vars have `varno` 1 and the 1-based position in `inputs` as `varattno`.
-    pub node: Node,
-    pub inputs: Vec<RemoteInput>,
-    pub sql: String,
+    pub batch: RemoteBatch,
+    /// One per expression. Vars have `varno` 1 and the 1-based position in the batch's inputs as `varattno`.
+    pub originals: Vec<Node>,
+}
+
+/// The input column (0-based) that a node of [`Remote::originals`] stands for.
+pub fn input_of(node: &Node) -> Option<usize> {
+    placed_column(node)
 }
 
 impl Translator<'_> {
@@ -65,22 +59,27 @@ impl Translator<'_> {
         let mut inputs = Vec::with_capacity(used.len());
         for &column in &used {
             let ty = &stage.columns[column];
-            let (type_name, collate) = (self.inputs.sql.type_name(ty)?, self.inputs.sql.collate(ty)?);
+            let type_name = deparse::type_name(self.facts(), ty.oid, ty.typmod)?;
+            let collate = deparse::collate_clause(self.facts(), ty.oid, ty.collation)?;
             inputs.push(RemoteInput { column, type_name, collate });
         }
         let (mut exprs, mut columns) = (Vec::with_capacity(nodes.len()), stage.columns.clone());
+        let mut originals = Vec::with_capacity(nodes.len());
+        let scope = Scope { facts: self.facts(), inputs: &input_of };
         for node in nodes {
             let node = rewrite(node, &mut |n| {
                 let position = placed_column(n).and_then(|c| used.iter().position(|u| *u == c));
                 Ok(position.map(|p| column_node(p, &stage.columns[used[p]])))
             })?;
-            let (sql, builtin_only) = self.inputs.sql.expression(&node)?;
+            let sql = deparse::expression(&node, scope)?;
+            let builtin_only = check::is_builtin_only(self.facts(), &node);
             let result = self.type_of(&node)?;
             columns.push(result.clone());
-            self.remote.push(Remote { node, inputs: inputs.clone(), sql: sql.clone() });
+            originals.push(node);
             exprs.push(RemoteExpr { sql, result, builtin_only });
         }
         let batch = RemoteBatch { inputs, exprs };
+        self.remote.push(Remote { batch: batch.clone(), originals });
         Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
     }
 

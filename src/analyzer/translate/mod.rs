@@ -28,7 +28,7 @@ use crate::plan::{Rel, ViewId};
 use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
 
-pub use compute::{Remote, Sql};
+pub use compute::{Remote, input_of};
 pub use prune::prune;
 pub use refusal::{Refusal, Step};
 use stage::{Stage, rewrite};
@@ -47,7 +47,6 @@ pub struct Inputs<'a> {
     pub views: &'a HashMap<u32, Node>,
     /// Expressions of generated columns.
     pub generated: &'a HashMap<(u32, i16), Node>,
-    pub sql: &'a dyn Sql,
     /// Owner of the defining view, if it is one.
     pub owner: Option<u32>,
 }

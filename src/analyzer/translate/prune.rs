@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::plan::expr::Expr;
-use crate::plan::{Aggregate, GroupKey, JoinKey, Rel, RemoteBatch, RemoteInput};
+use crate::plan::{Aggregate, GroupKey, JoinKey, Rel, RemoteBatch, RemoteInput, width};
 use crate::row::Row;
 
 /// Where each old column is now.
@@ -15,22 +15,6 @@ pub fn prune(rel: Rel) -> Rel {
     let width = width(&rel);
     let all: BTreeSet<usize> = (0..width).collect();
     exact(rel, &all)
-}
-
-/// Number of output columns.
-pub fn width(rel: &Rel) -> usize {
-    match rel {
-        Rel::Source { attributes, .. } => attributes.len(),
-        Rel::StreamTable { columns, .. } => columns.len(),
-        Rel::Constant { rows } => rows.first().map_or(0, |r| r.iter().count()),
-        Rel::Filter { input, .. } => width(input),
-        Rel::Project { exprs, .. } => exprs.len(),
-        Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
-        Rel::Join { left, right, .. } => width(left) + width(right),
-        Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
-        Rel::Distinct { keys, .. } => keys.len(),
-        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
-    }
 }
 
 /// `rel` with exactly the columns `need`, in ascending order of the old positions.
