@@ -173,3 +173,25 @@ pub fn width(rel: &Rel) -> usize {
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
     }
 }
+
+impl Rel {
+    /// The operators directly below.
+    pub fn inputs(&self) -> Vec<&Rel> {
+        match self {
+            Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => Vec::new(),
+            Rel::Filter { input, .. }
+            | Rel::Project { input, .. }
+            | Rel::Evaluate { input, .. }
+            | Rel::Aggregate { input, .. }
+            | Rel::Distinct { input, .. } => vec![input],
+            Rel::Join { left, right, .. } => vec![left, right],
+            Rel::UnionAll { inputs } => inputs.iter().collect(),
+        }
+    }
+
+    /// Calls `visit` for this operator and all below, from the top.
+    pub fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Rel)) {
+        visit(self);
+        self.inputs().into_iter().for_each(|i| i.walk(visit));
+    }
+}

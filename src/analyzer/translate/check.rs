@@ -112,46 +112,6 @@ fn one(facts: &Facts, node: &Node) -> Step<()> {
     }
 }
 
-/// Whether all functions, operators and types in `node` are built in, so that it runs no code of users.
-pub fn is_builtin_only(facts: &Facts, node: &Node) -> bool {
-    const FIRST_NORMAL_OID: i64 = 16384;
-    const OIDS: &[&str] = &[
-        "vartype",
-        "consttype",
-        "funcid",
-        "funcresulttype",
-        "opno",
-        "opfuncid",
-        "opresulttype",
-        "resulttype",
-        "casetype",
-        "coalescetype",
-        "minmaxtype",
-        "row_typeid",
-        "array_typeid",
-        "element_typeid",
-        "refcontainertype",
-        "refrestype",
-        "collOid",
-        "typeId",
-    ];
-    let mut builtin = true;
-    node.walk(&mut |n| {
-        for (name, value) in &n.fields {
-            if OIDS.contains(&name.as_str()) {
-                builtin &= value.as_int().is_some_and(|oid| oid < FIRST_NORMAL_OID);
-            }
-        }
-        for opno in n.list("opnos") {
-            builtin &= opno.as_int().is_some_and(|oid| oid < FIRST_NORMAL_OID);
-        }
-        if let Ok(oid) = n.oid("funcid") {
-            builtin &= facts.functions.get(&oid).is_some_and(Function::is_builtin);
-        }
-    });
-    builtin
-}
-
 fn operator(facts: &Facts, oid: u32) -> Step<()> {
     let operator = facts.operators.get(&oid).ok_or_else(|| missing("an operator"))?;
     function(facts, operator.function, &[], false)

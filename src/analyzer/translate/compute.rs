@@ -2,10 +2,11 @@
 
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::Node;
+use crate::analyzer::volatility;
 use crate::plan::expr::Expr;
 use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput};
 
-use super::refusal::Step;
+use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, placed_column, rewrite, same};
 use super::{Translator, check, native};
 
@@ -71,8 +72,9 @@ impl Translator<'_> {
                 let position = placed_column(n).and_then(|c| used.iter().position(|u| *u == c));
                 Ok(position.map(|p| column_node(p, &stage.columns[used[p]])))
             })?;
-            let sql = deparse::expression(&node, scope)?;
-            let builtin_only = check::is_builtin_only(self.facts(), &node);
+            let sql = deparse::expression(&node, scope)
+                .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
+            let builtin_only = volatility::builtin_only(&node, self.facts());
             let result = self.type_of(&node)?;
             columns.push(result.clone());
             originals.push(node);

@@ -21,7 +21,7 @@ pub fn literal(facts: &Facts, node: &Node) -> Option<Row> {
         return Some(Row::from_datums([Datum::Null]));
     }
     let oid = node.oid("consttype").ok()?;
-    let class = types::info(facts, oid, -1, 0).ok()?.class;
+    let class = types::info(facts, oid, -1, 0).class;
     let bytes = bytes(node)?;
     let text: Vec<u8> = match class {
         TypeClass::Bool => return Some(Row::from_datums([Datum::Bool(*bytes.first()? != 0)])),

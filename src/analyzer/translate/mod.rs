@@ -31,6 +31,7 @@ use crate::row::key::KeyForm;
 pub use compute::{Remote, input_of};
 pub use prune::prune;
 pub use refusal::{Refusal, Step};
+pub use types::info as type_info;
 use stage::{Stage, rewrite};
 
 /// Nesting of query levels and views past this is refused.
@@ -55,7 +56,6 @@ pub struct Inputs<'a> {
 #[derive(Debug)]
 pub struct Translated {
     pub rel: Rel,
-    pub columns: Vec<TypeInfo>,
     pub upstreams: Vec<ViewId>,
     pub notices: Vec<String>,
     /// Expressions for PostgreSQL, to be verified by re-analysis before the plan is used.
@@ -70,7 +70,7 @@ pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
     let Translator { notices, mut upstreams, remote, .. } = translator;
     upstreams.sort_unstable();
     upstreams.dedup();
-    Ok(Translated { rel: stage.rel, columns: stage.columns, upstreams, notices, remote })
+    Ok(Translated { rel: stage.rel, upstreams, notices, remote })
 }
 
 /// A query level and the ones around it (for references to CTEs).

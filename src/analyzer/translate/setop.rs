@@ -59,12 +59,12 @@ impl Translator<'_> {
         }
         let unsigned = |i: i64| u32::try_from(i).unwrap_or(0);
         let columns = oids.iter().zip(&typmods).zip(&collations);
-        columns
+        Ok(columns
             .map(|((o, t), c)| {
                 let typmod = i32::try_from(*t).unwrap_or(-1);
                 types::info(self.facts(), unsigned(*o), typmod, unsigned(*c))
             })
-            .collect()
+            .collect())
     }
 
     /// The stage's rows with columns of the given types.

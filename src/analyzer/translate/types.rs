@@ -14,7 +14,7 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         "VAR" => ("vartype", "vartypmod", "varcollid"),
         "CONST" => ("consttype", "consttypmod", "constcollid"),
         "FUNCEXPR" => {
-            return info(facts, node.oid("funcresulttype")?, function_typmod(node), node.oid("funccollid")?);
+            return Ok(info(facts, node.oid("funcresulttype")?, function_typmod(node), node.oid("funccollid")?));
         }
         "OPEXPR" | "NULLIFEXPR" => ("opresulttype", "", "opcollid"),
         "RELABELTYPE" => ("resulttype", "resulttypmod", "resultcollid"),
@@ -37,21 +37,21 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
                 branches.push(type_of(facts, otherwise)?);
             }
             let ty = node.oid("casetype")?;
-            return info(facts, ty, common_typmod(ty, &branches), node.oid("casecollid")?);
+            return Ok(info(facts, ty, common_typmod(ty, &branches), node.oid("casecollid")?));
         }
         "COALESCEEXPR" | "MINMAXEXPR" => {
             let args: Step<Vec<_>> = node.nodes("args")?.iter().map(|n| type_of(facts, n)).collect();
             let min_max = node.tag == "MINMAXEXPR";
             let ty = node.oid(if min_max { "minmaxtype" } else { "coalescetype" })?;
             let collation = node.oid(if min_max { "minmaxcollid" } else { "coalescecollid" })?;
-            return info(facts, ty, common_typmod(ty, &args?), collation);
+            return Ok(info(facts, ty, common_typmod(ty, &args?), collation));
         }
         "BOOLEXPR" | "NULLTEST" | "BOOLEANTEST" | "DISTINCTEXPR" | "SCALARARRAYOPEXPR" | "ROWCOMPAREEXPR" => {
-            return info(facts, BOOL, -1, 0);
+            return Ok(info(facts, BOOL, -1, 0));
         }
         "COLLATEEXPR" => {
             let arg = type_of(facts, node.node("arg")?)?;
-            return info(facts, arg.oid, arg.typmod, node.oid("collOid")?);
+            return Ok(info(facts, arg.oid, arg.typmod, node.oid("collOid")?));
         }
         tag => {
             return Err(Refusal::new(
@@ -65,15 +65,15 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         field => i32::try_from(node.int(field)?).unwrap_or(-1),
     };
     let collation = if collation.is_empty() { 0 } else { node.oid(collation)? };
-    info(facts, node.oid(ty)?, typmod, collation)
+    Ok(info(facts, node.oid(ty)?, typmod, collation))
 }
 
 /// A type with its class (that of the base type, for a domain).
-pub fn info(facts: &Facts, oid: u32, typmod: i32, collation: u32) -> Step<TypeInfo> {
+pub fn info(facts: &Facts, oid: u32, typmod: i32, collation: u32) -> TypeInfo {
     let base = facts.types.get(&oid).map_or(oid, |t| t.base);
     let typtype = facts.types.get(&base).map_or('b', |t| t.typtype);
     let deterministic = collation == 0 || facts.collations.get(&collation).is_some_and(|c| c.deterministic);
-    Ok(TypeInfo { oid, typmod, collation, deterministic, class: TypeClass::of(base, typtype) })
+    TypeInfo { oid, typmod, collation, deterministic, class: TypeClass::of(base, typtype) }
 }
 
 /// The type's name for messages.
