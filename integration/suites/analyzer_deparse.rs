@@ -83,7 +83,7 @@ pub(super) async fn prepare(client: &mut Client, view: &str) -> Result<Prepared>
         positions.iter().position(|a| i64::from(*a) == attnum)
     };
     let sql = deparse::expression(expr, Scope { facts, inputs: &inputs })?;
-    let result = load::type_info(facts, deparse::type_of(expr, facts)?, -1, deparse::collation_of(expr)?)?;
+    let result = load::type_info(facts, deparse::type_of(expr)?, -1, deparse::collation_of(expr)?)?;
     let remote = RemoteExpr { sql, result, builtin_only: volatility::builtin_only(expr, facts) };
     let batch = RemoteBatch { inputs: batch_inputs, exprs: vec![remote] };
     verify::verify(client, facts, &batch, &[expr], &inputs).await?;

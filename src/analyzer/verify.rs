@@ -114,7 +114,7 @@ pub async fn verify<C: GenericClient>(
     if row.tag != "ROWEXPR" || again.len() != originals.len() {
         return Err(odd());
     }
-    let comparison = Comparison { facts, inputs, source: source as i64 + 1 };
+    let comparison = Comparison { inputs, source: source as i64 + 1 };
     for ((original, again), remote) in originals.iter().zip(again).zip(&batch.exprs) {
         comparison.nodes(original, again).map_err(|difference| {
             Error::unsupported(format!(
@@ -175,7 +175,6 @@ const IGNORED: &[&str] = &[
 ];
 
 struct Comparison<'a> {
-    facts: &'a Facts,
     inputs: Inputs<'a>,
     /// The range table index of `x`.
     source: i64,
@@ -220,13 +219,13 @@ impl Comparison<'_> {
     /// The Var has the type, collation and length of what it stands for. A length that the server derives (of an
     /// aggregate, say) may be absent, so the input must then be unrestricted.
     fn is_input(&self, original: &Node, again: &Node, input: usize) -> Result<bool> {
-        let typmod = typmod_of(again, self.facts);
+        let typmod = typmod_of(again);
         Ok(again.tag == "VAR"
             && again.int("varno")? == self.source
             && again.int("varattno")? == input as i64 + 1
             && again.int("varlevelsup")? == 0
-            && type_of(original, self.facts)? == type_of(again, self.facts)?
+            && type_of(original)? == type_of(again)?
             && collation_of(original)? == collation_of(again)?
-            && (typmod == typmod_of(original, self.facts) || (typmod == -1 && original.tag != "VAR")))
+            && (typmod == typmod_of(original) || (typmod == -1 && original.tag != "VAR")))
     }
 }

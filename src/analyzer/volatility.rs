@@ -93,7 +93,7 @@ fn own(node: &Node, facts: &Facts) -> char {
     }
     match node.tag.as_str() {
         "COERCEVIAIO" => {
-            let output = node.node("arg").and_then(|a| type_of(a, facts)).ok();
+            let output = node.node("arg").and_then(type_of).ok();
             let output = output.and_then(|t| facts.types.get(&t)).map(|t| t.output);
             let input = node.oid("resulttype").ok().and_then(|t| facts.types.get(&t)).map(|t| t.input);
             let io = [input, output].map(|f| f.map_or('v', |f| function(&f)));

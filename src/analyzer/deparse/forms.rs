@@ -181,7 +181,7 @@ impl Scope<'_> {
 
     pub(super) fn field(&self, node: &Node) -> Result<String> {
         let arg = node.node("arg")?;
-        let ty = names::type_facts(self.facts, type_of(arg, self.facts)?)?;
+        let ty = names::type_facts(self.facts, type_of(arg)?)?;
         let relation = names::type_facts(self.facts, ty.base)?.relation;
         let attnum = node.int("fieldnum")?;
         let columns = self.facts.relations.get(&relation).map(|r| r.columns.as_slice()).unwrap_or_default();
@@ -197,7 +197,7 @@ impl Scope<'_> {
         if arg.tag == "ARRAYEXPR" && node.field("coerceformat") == &Value::Int(2) {
             return self.expression(arg);
         }
-        self.cast(arg, node.oid("resulttype")?, typmod_of(node, self.facts))
+        self.cast(arg, node.oid("resulttype")?, typmod_of(node))
     }
 
     /// The cast to a domain brings the domain's own length coercion with it.

@@ -82,9 +82,7 @@ impl Scope<'_> {
             "ROWCOMPAREEXPR" => self.row_comparison(node),
             "SUBSCRIPTINGREF" => self.subscript(node),
             "FIELDSELECT" => self.field(node),
-            "RELABELTYPE" => {
-                self.cast(node.node("arg")?, node.oid("resulttype")?, typmod_of(node, self.facts))
-            }
+            "RELABELTYPE" => self.cast(node.node("arg")?, node.oid("resulttype")?, typmod_of(node)),
             "COERCEVIAIO" | "CONVERTROWTYPEEXPR" => self.cast(node.node("arg")?, node.oid("resulttype")?, -1),
             "ARRAYCOERCEEXPR" => self.array_cast(node),
             "COERCETODOMAIN" => self.domain(node),

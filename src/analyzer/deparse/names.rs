@@ -81,13 +81,13 @@ fn typmod_suffix(facts: &Facts, ty: &Type, typmod: i32) -> Result<String> {
         // varchar, bpchar: length and a header of four bytes.
         1043 | 1042 => format!("({})", typmod - 4),
         // numeric: precision and a scale of eleven bits with sign (unsigned and below 1001 in 14).
-        1700 => format!("({}, {})", (typmod - 4) >> 16 & 0xffff, ((typmod - 4 & 0x7ff) ^ 1024) - 1024),
+        1700 => format!("({}, {})", ((typmod - 4) >> 16) & 0xffff, (((typmod - 4) & 0x7ff) ^ 1024) - 1024),
         // bit, varbit; time, timetz, timestamp, timestamptz.
         1560 | 1562 | 1083 | 1266 | 1114 | 1184 => format!("({typmod})"),
         // interval: field mask and precision; 0xffff is "any precision".
         1186 => match typmod & 0xffff {
-            0xffff => format!("({})", typmod >> 16 & 0x7fff),
-            precision => format!("({}, {precision})", typmod >> 16 & 0x7fff),
+            0xffff => format!("({})", (typmod >> 16) & 0x7fff),
+            precision => format!("({}, {precision})", (typmod >> 16) & 0x7fff),
         },
         _ => facts.typmods.get(&(ty.oid, typmod)).cloned().ok_or_else(|| {
             Error::unsupported(format!("the modifier {typmod} of type {}.{}", ty.schema, ty.name))

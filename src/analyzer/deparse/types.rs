@@ -1,14 +1,13 @@
 //! Type, length and collation of an analysed expression (`exprType`, `exprTypmod`, `exprCollation` of the server).
 
 use super::unsupported_tag;
-use crate::analyzer::facts::Facts;
 use crate::analyzer::node::{Node, Value};
 use crate::error::{Error, Result};
 
 const BOOL: u32 = 16;
 
 /// OID of the expression's type.
-pub fn type_of(node: &Node, facts: &Facts) -> Result<u32> {
+pub fn type_of(node: &Node) -> Result<u32> {
     let field = match node.tag.as_str() {
         "VAR" => "vartype",
         "CONST" => "consttype",
@@ -18,7 +17,7 @@ pub fn type_of(node: &Node, facts: &Facts) -> Result<u32> {
         "FUNCEXPR" => "funcresulttype",
         "OPEXPR" | "DISTINCTEXPR" => "opresulttype",
         // The type of the first argument after coercion.
-        "NULLIFEXPR" => return type_of(first(node)?, facts),
+        "NULLIFEXPR" => return type_of(first(node)?),
         "SCALARARRAYOPEXPR" | "BOOLEXPR" | "NULLTEST" | "BOOLEANTEST" | "ROWCOMPAREEXPR" => return Ok(BOOL),
         "GROUPINGFUNC" => return Ok(23),
         "CASEEXPR" => "casetype",
@@ -29,7 +28,7 @@ pub fn type_of(node: &Node, facts: &Facts) -> Result<u32> {
         "SUBSCRIPTINGREF" => "refrestype",
         "FIELDSELECT" | "RELABELTYPE" | "COERCEVIAIO" | "CONVERTROWTYPEEXPR" | "ARRAYCOERCEEXPR"
         | "COERCETODOMAIN" => "resulttype",
-        "COLLATEEXPR" | "NAMEDARGEXPR" => return type_of(node.node("arg")?, facts),
+        "COLLATEEXPR" | "NAMEDARGEXPR" => return type_of(node.node("arg")?),
         "CASETESTEXPR" | "COERCETODOMAINVALUE" => "typeId",
         "SQLVALUEFUNCTION" => "type",
         tag => return Err(unsupported_tag(tag)),
@@ -38,7 +37,7 @@ pub fn type_of(node: &Node, facts: &Facts) -> Result<u32> {
 }
 
 /// The expression's typmod; -1 where it has none or where the server derives it from several parts.
-pub fn typmod_of(node: &Node, facts: &Facts) -> i32 {
+pub fn typmod_of(node: &Node) -> i32 {
     let field = match node.tag.as_str() {
         "VAR" => "vartypmod",
         "CONST" => "consttypmod",
@@ -48,7 +47,7 @@ pub fn typmod_of(node: &Node, facts: &Facts) -> i32 {
         "CASETESTEXPR" | "COERCETODOMAINVALUE" => "typeMod",
         "FUNCEXPR" => return length_coercion(node).unwrap_or(-1),
         "COLLATEEXPR" | "NAMEDARGEXPR" => {
-            return node.optional_node("arg").map_or(-1, |arg| typmod_of(arg, facts));
+            return node.optional_node("arg").map_or(-1, typmod_of);
         }
         _ => return -1,
     };
