@@ -2,4 +2,5 @@
 mod suites {
     mod analyzer_deparse;
     mod analyzer_load;
+    mod expressions;
 }

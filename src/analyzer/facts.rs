@@ -17,6 +17,10 @@ pub struct Facts {
     pub database_collation_is_c: bool,
     /// Major version of the server.
     pub major: u32,
+    /// What `format_type` prints behind the name of a type that is not built in, by type and typmod: `(3)`.
+    pub typmods: HashMap<(u32, i32), String>,
+    /// Texts of constants that can't be read from their bytes, by type and bytes (see [`super::literals`]).
+    pub literals: HashMap<(u32, Vec<u8>), String>,
 }
 
 #[derive(Debug, Clone)]

@@ -107,12 +107,14 @@ async fn load_oids<C: GenericClient + Sync>(
         let collations = fresh(&found.collations, &mut done.collations);
         let functions = fresh(&found.functions, &mut done.functions);
         if [&relations, &types, &operators, &collations, &functions].iter().all(|l| l.is_empty()) {
+            facts.typmods = lookup::typmods(client, &found.typmods).await?;
             return Ok(Loaded { query, views, generated, facts });
         }
         for (oid, mut relation) in lookup::relations(client, &relations).await? {
             relation.stream_table = stream_tables.get(&oid).cloned();
             for column in &relation.columns {
                 found.types.insert(column.ty.oid);
+                found.add_typmod(column.ty.oid, column.ty.typmod);
                 found.collations.extend((column.ty.collation != 0).then_some(column.ty.collation));
             }
             facts.relations.insert(oid, relation);

@@ -3,7 +3,7 @@
 //! Every name and operator is schema-qualified, so that no `search_path` of the session can redirect them. Columns that
 //! not all majors have are read through `to_jsonb`, which turns an absent one into NULL.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::{GenericClient, Row};
 
@@ -94,6 +94,9 @@ const GENERATED: &str = "select d.adrelid, d.adnum, d.adbin::pg_catalog.text fro
     join pg_catalog.pg_attribute a on a.attrelid operator(pg_catalog.=) d.adrelid \
       and a.attnum operator(pg_catalog.=) d.adnum \
     where d.adrelid operator(pg_catalog.=) any ($1) and a.attgenerated operator(pg_catalog.<>) ''";
+
+const TYPMODS: &str = "select u.t, u.m, pg_catalog.format_type(u.t, -1), pg_catalog.format_type(u.t, u.m) \
+    from rows from (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.int4[])) u(t, m)";
 
 /// The error of a failed catalog query. `doing` completes "could not ...".
 pub(super) fn failed(error: tokio_postgres::Error, doing: &str) -> Error {
@@ -302,4 +305,22 @@ pub(super) async fn generated<C: GenericClient + Sync>(
 ) -> Result<Vec<(u32, i16, String)>> {
     let rows = rows(client, GENERATED, oids).await?;
     Ok(rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect())
+}
+
+/// What the types print behind their names, brackets of arrays left out.
+pub(super) async fn typmods<C: GenericClient + Sync>(
+    client: &C,
+    pairs: &BTreeSet<(u32, i32)>,
+) -> Result<HashMap<(u32, i32), String>> {
+    if pairs.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (types, typmods): (Vec<u32>, Vec<i32>) = pairs.iter().copied().unzip();
+    let rows = client.query(TYPMODS, &[&types, &typmods]).await.map_err(|e| failed(e, "read the catalog"))?;
+    let suffix = |r: &Row| {
+        let (plain, full) = (r.get::<_, &str>(2).trim_end_matches("[]"), r.get::<_, &str>(3));
+        let suffix = full.trim_end_matches("[]").strip_prefix(plain)?;
+        Some(((r.get(0), r.get(1)), suffix.to_owned()))
+    };
+    Ok(rows.iter().filter_map(suffix).collect())
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::deparse::length_coercion;
 use super::node::{Node, Value};
 
 /// OIDs by catalog.
@@ -15,7 +16,21 @@ pub(super) struct Oids {
     pub(super) types: BTreeSet<u32>,
     pub(super) collations: BTreeSet<u32>,
     pub(super) relations: BTreeSet<u32>,
+    /// Types that are not built in, with a typmod that only their own code can print.
+    pub(super) typmods: BTreeSet<(u32, i32)>,
 }
+
+/// `FirstNormalObjectId`: everything below was made by initdb.
+pub(super) const FIRST_NORMAL: u32 = 16384;
+
+const TYPMODS: &[(&str, &str)] = &[
+    ("vartype", "vartypmod"),
+    ("consttype", "consttypmod"),
+    ("resulttype", "resulttypmod"),
+    ("refrestype", "reftypmod"),
+    ("paramtype", "paramtypmod"),
+    ("typeId", "typeMod"),
+];
 
 const FUNCTIONS: &[&str] = &[
     "funcid",
@@ -102,10 +117,24 @@ impl Oids {
                     }
                 }
             }
+            for (ty, typmod) in TYPMODS {
+                if let (Some(ty), Some(typmod)) = (n.field(ty).as_int(), n.field(typmod).as_int()) {
+                    self.add_typmod(ty as u32, typmod as i32);
+                }
+            }
+            if let (Some(typmod), Some(ty)) = (length_coercion(n), n.field("funcresulttype").as_int()) {
+                self.add_typmod(ty as u32, typmod);
+            }
             if n.tag == "RANGETBLENTRY" && n.field("rtekind") == &Value::Int(0) {
                 put(&mut self.relations, n.field("relid"));
             }
         });
+    }
+
+    pub(super) fn add_typmod(&mut self, ty: u32, typmod: i32) {
+        if ty >= FIRST_NORMAL && typmod >= 0 {
+            self.typmods.insert((ty, typmod));
+        }
     }
 }
 
