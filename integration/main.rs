@@ -2,5 +2,6 @@
 mod suites {
     mod analyzer_deparse;
     mod analyzer_load;
+    mod analyzer_plans;
     mod expressions;
 }

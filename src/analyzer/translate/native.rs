@@ -69,6 +69,20 @@ pub fn collation_rules(facts: &Facts, collation: u32) -> CollationRules {
     }
 }
 
+/// Casts of integer literals, which the tree holds as calls (`amount > 10` for a numeric amount).
+fn fold(kernel: Kernel, args: &[Expr]) -> Option<Expr> {
+    let [Expr::Literal(row)] = args else { return None };
+    let Datum::Int(i) = row.get(0) else { return None };
+    let literal = |d: Datum<'_>| Some(Expr::Literal(Row::from_datums([d])));
+    match kernel {
+        Kernel::IntToNumeric => literal(Datum::Text(i.to_string().as_bytes())),
+        Kernel::IntCast(IntWidth::I8) => literal(Datum::Int(i)),
+        Kernel::IntCast(IntWidth::I4) if i32::try_from(i).is_ok() => literal(Datum::Int(i)),
+        Kernel::IntCast(IntWidth::I2) if i16::try_from(i).is_ok() => literal(Datum::Int(i)),
+        _ => None,
+    }
+}
+
 struct Compiler<'a> {
     facts: &'a Facts,
     /// The value of `CASE value WHEN ...`.
@@ -149,7 +163,8 @@ impl Compiler<'_> {
         }
         let rules = collation_rules(self.facts, node.oid("inputcollid").ok()?);
         let kernel = kernels::kernel(&function.source, rules)?;
-        Some(Expr::Call { kernel, args: args.into_iter().map(|n| self.expr(n)).collect::<Option<_>>()? })
+        let args: Vec<Expr> = args.into_iter().map(|n| self.expr(n)).collect::<Option<_>>()?;
+        Some(fold(kernel, &args).unwrap_or(Expr::Call { kernel, args }))
     }
 
     fn equality_order(&self, node: &Node) -> Option<Order> {
