@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::node::Node;
 use crate::row::TypeInfo;
 
 /// Catalog facts by OID. A missing entry is an error of the loader, reported as such by the `get` functions' callers.
@@ -16,6 +17,10 @@ pub struct Facts {
     pub database_collation_is_c: bool,
     /// Major version of the server.
     pub major: u32,
+    /// What `format_type` prints behind the name of a type that is not built in, by type and typmod: `(3)`.
+    pub typmods: HashMap<(u32, i32), String>,
+    /// Texts of constants that can't be read from their bytes, by type and bytes (see [`super::literals`]).
+    pub literals: HashMap<(u32, Vec<u8>), String>,
 }
 
 #[derive(Debug, Clone)]
@@ -79,6 +84,15 @@ pub struct Type {
     pub labels: Vec<(u32, String)>,
     /// Whether the type has a default btree or hash equality.
     pub has_equality: bool,
+    /// `typbasetype`: the type directly below a domain, 0 otherwise.
+    pub parent: u32,
+    /// `typtypmod`: the length that a domain adds, -1 for none.
+    pub typmod: i32,
+    /// `typinput` and `typoutput`.
+    pub input: u32,
+    pub output: u32,
+    /// `conbin` of a domain's own CHECK constraints (those of the domains below are with them).
+    pub checks: Vec<Node>,
 }
 
 #[derive(Debug, Clone)]

@@ -5,5 +5,16 @@
 //! `Unsupported` error, never a guess. Place in the data's way: control path only; runs when a stream table is created
 //! or installed.
 
+mod analysis;
+pub mod deparse;
 pub mod facts;
+pub mod literals;
+pub mod load;
+mod lookup;
 pub mod node;
+mod oids;
+pub mod translate;
+pub mod verify;
+pub mod volatility;
+
+pub use analysis::{Analysis, SourceFacts, TreeSource, analyze};

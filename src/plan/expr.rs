@@ -165,7 +165,6 @@ impl Kernel {
                 | Kernel::Relabel
                 | Kernel::TextLength
                 | Kernel::TextStartsWith
-                | Kernel::DateSub
         )
     }
 }
@@ -187,6 +186,64 @@ impl Expr {
             }
             Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
                 left.is_infallible() && right.is_infallible()
+            }
+        }
+    }
+}
+
+impl Expr {
+    /// Calls `visit` with every column the expression reads (once per mention).
+    pub fn each_column(&self, visit: &mut impl FnMut(usize)) {
+        match self {
+            Expr::Column(c) => visit(*c),
+            Expr::Literal(_) => {}
+            Expr::Call { args, .. } | Expr::And(args) | Expr::Or(args) | Expr::Coalesce(args) => {
+                args.iter().for_each(|a| a.each_column(visit));
+            }
+            Expr::Not(a) | Expr::IsNull(a) | Expr::IsNotNull(a) | Expr::BooleanTest { arg: a, .. } => {
+                a.each_column(visit);
+            }
+            Expr::Case { branches, otherwise } => {
+                for (when, then) in branches {
+                    when.each_column(visit);
+                    then.each_column(visit);
+                }
+                otherwise.each_column(visit);
+            }
+            Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
+                left.each_column(visit);
+                right.each_column(visit);
+            }
+        }
+    }
+
+    /// The expression with every column replaced.
+    pub fn replace_columns(self, with: &impl Fn(usize) -> Expr) -> Expr {
+        let boxed = |e: Box<Expr>| Box::new(e.replace_columns(with));
+        let all = |v: Vec<Expr>| v.into_iter().map(|e| e.replace_columns(with)).collect();
+        match self {
+            Expr::Column(c) => with(c),
+            Expr::Literal(row) => Expr::Literal(row),
+            Expr::Call { kernel, args } => Expr::Call { kernel, args: all(args) },
+            Expr::And(args) => Expr::And(all(args)),
+            Expr::Or(args) => Expr::Or(all(args)),
+            Expr::Coalesce(args) => Expr::Coalesce(all(args)),
+            Expr::Not(arg) => Expr::Not(boxed(arg)),
+            Expr::IsNull(arg) => Expr::IsNull(boxed(arg)),
+            Expr::IsNotNull(arg) => Expr::IsNotNull(boxed(arg)),
+            Expr::BooleanTest { arg, test } => Expr::BooleanTest { arg: boxed(arg), test },
+            Expr::Case { branches, otherwise } => Expr::Case {
+                branches: branches
+                    .into_iter()
+                    .map(|(w, t)| (w.replace_columns(with), t.replace_columns(with)))
+                    .collect(),
+                otherwise: boxed(otherwise),
+            },
+            Expr::Distinct { order, left, right } => {
+                Expr::Distinct { order, left: boxed(left), right: boxed(right) }
+            }
+            Expr::NullIf { order, left, right } => {
+                Expr::NullIf { order, left: boxed(left), right: boxed(right) }
             }
         }
     }

@@ -4,7 +4,9 @@
 //! one the dataflow maintains exactly; whatever is not is an `Unsupported` error before a plan exists.
 //! Place in the data's way: analyzer -> **plan** -> dataflow; `explain` prints it.
 
+pub mod explain;
 pub mod expr;
+pub mod key;
 
 use serde::{Deserialize, Serialize};
 
@@ -154,4 +156,42 @@ pub struct Plan {
     pub upstreams: Vec<ViewId>,
     /// Things worth telling at creation (an ORDER BY that a table can't keep, a cross join ...).
     pub notices: Vec<String>,
+}
+
+/// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
+pub fn width(rel: &Rel) -> usize {
+    match rel {
+        Rel::Source { attributes, .. } => attributes.len(),
+        Rel::StreamTable { columns, .. } => columns.len(),
+        Rel::Constant { rows } => rows.first().map_or(0, |r| r.iter().count()),
+        Rel::Filter { input, .. } => width(input),
+        Rel::Project { exprs, .. } => exprs.len(),
+        Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
+        Rel::Join { left, right, .. } => width(left) + width(right),
+        Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
+        Rel::Distinct { keys, .. } => keys.len(),
+        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+    }
+}
+
+impl Rel {
+    /// The operators directly below.
+    pub fn inputs(&self) -> Vec<&Rel> {
+        match self {
+            Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => Vec::new(),
+            Rel::Filter { input, .. }
+            | Rel::Project { input, .. }
+            | Rel::Evaluate { input, .. }
+            | Rel::Aggregate { input, .. }
+            | Rel::Distinct { input, .. } => vec![input],
+            Rel::Join { left, right, .. } => vec![left, right],
+            Rel::UnionAll { inputs } => inputs.iter().collect(),
+        }
+    }
+
+    /// Calls `visit` for this operator and all below, from the top.
+    pub fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Rel)) {
+        visit(self);
+        self.inputs().into_iter().for_each(|i| i.walk(visit));
+    }
 }

@@ -1,0 +1,210 @@
+//! GROUP BY, aggregates and HAVING.
+//!
+//! Group expressions, arguments and filters are computed below the aggregate; expressions of the select list and HAVING
+//! then refer to its columns. Group expressions are found in them as the server finds them: by equality of the trees.
+
+use crate::analyzer::node::{Node, Value};
+use crate::plan::{Aggregate, AggregateFunction, GroupKey, Rel};
+use crate::row::key::KeyForm;
+
+use super::native::collation_rules;
+use super::refusal::{Refusal, Step};
+use super::stage::{Stage, column_node, rewrite, same};
+use super::{Frame, Translator, kernels, types, unknown_form};
+
+/// An aggregate call with the nodes that it needs computed.
+struct Call {
+    function: AggregateFunction,
+    argument: Option<Node>,
+    filter: Option<Node>,
+    distinct: Option<KeyForm>,
+}
+
+impl Translator<'_> {
+    /// The grouped stage (HAVING applied) and the select list over it.
+    pub(super) fn aggregate(
+        &mut self,
+        frame: &Frame<'_>,
+        stage: Stage,
+        targets: Vec<Node>,
+    ) -> Step<(Stage, Vec<Node>)> {
+        let mut groups = self.group_expressions(frame, &stage)?;
+        let mut outputs = targets;
+        let having = frame.query.optional_node("havingQual");
+        if let Some(having) = having {
+            outputs.push(stage.place(&self.expand(frame, having)?)?);
+        }
+        let mut calls: Vec<Node> = Vec::new();
+        for output in &outputs {
+            // Columns that depend on a grouped primary key need no grouping of their own; as group columns they change
+            // no group and are at hand.
+            rewrite(output, &mut |n| {
+                if groups.iter().any(|g| same(g, n)) {
+                    return Ok(Some(n.clone()));
+                }
+                if n.tag == "AGGREF" {
+                    if !calls.iter().any(|c| same(c, n)) {
+                        calls.push(n.clone());
+                    }
+                    return Ok(Some(n.clone()));
+                }
+                if n.tag == "VAR" {
+                    groups.push(n.clone());
+                }
+                Ok(None)
+            })?;
+        }
+        let stage = self.grouped(stage, &groups, &calls)?;
+        let replace = |output: &Node| {
+            rewrite(output, &mut |n| {
+                let group = groups.iter().position(|g| same(g, n));
+                let call = || calls.iter().position(|c| same(c, n)).map(|i| groups.len() + i);
+                Ok(group.or_else(call).map(|c| column_node(c, &stage.columns[c])))
+            })
+        };
+        let mut outputs = outputs.iter().map(replace).collect::<Step<Vec<Node>>>()?;
+        let conditions = match having.and_then(|_| outputs.pop()) {
+            Some(node) => split_and(node),
+            None => Vec::new(),
+        };
+        Ok((self.filter(stage, &conditions)?, outputs))
+    }
+
+    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<Vec<Node>> {
+        let targets = frame.query.nodes("targetList")?;
+        let mut groups: Vec<Node> = Vec::new();
+        for clause in frame.query.nodes("groupClause")? {
+            let reference = clause.int("tleSortGroupRef")?;
+            let target = targets.iter().find(|t| t.field("ressortgroupref").as_int() == Some(reference));
+            let target = target.ok_or_else(|| unknown_form("GROUP BY refers to nothing"))?;
+            let node = stage.place(&self.expand(frame, target.node("expr")?)?)?;
+            if !groups.iter().any(|g| same(g, &node)) {
+                groups.push(node);
+            }
+        }
+        Ok(groups)
+    }
+
+    fn grouped(&mut self, stage: Stage, groups: &[Node], calls: &[Node]) -> Step<Stage> {
+        let mut columns = Vec::with_capacity(groups.len() + calls.len());
+        let mut forms = Vec::with_capacity(groups.len());
+        for group in groups {
+            let ty = self.type_of(group)?;
+            forms.push(self.key_form(&ty, || "GROUP BY compares an expression".to_owned())?);
+            columns.push(ty);
+        }
+        let mut needed: Vec<Node> = groups.to_vec();
+        let mut parsed = Vec::with_capacity(calls.len());
+        for node in calls {
+            let call = self.call(node)?;
+            columns.push(self.type_of(node)?);
+            let mut place = |n: Option<Node>| {
+                n.map(|n| {
+                    needed.push(n);
+                    needed.len() - 1
+                })
+            };
+            let (argument, filter) = (place(call.argument), place(call.filter));
+            parsed.push(Aggregate { function: call.function, argument, filter, distinct: call.distinct });
+        }
+        let (stage, positions) = self.columns_for(stage, &needed)?;
+        let aggregates = parsed
+            .into_iter()
+            .map(|a| Aggregate {
+                argument: a.argument.map(|i| positions[i]),
+                filter: a.filter.map(|i| positions[i]),
+                ..a
+            })
+            .collect();
+        let group = positions.iter().zip(forms).map(|(&column, form)| GroupKey { column, form }).collect();
+        Ok(Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group, aggregates }, columns))
+    }
+
+    fn call(&self, node: &Node) -> Step<Call> {
+        if node.int("agglevelsup")? != 0 {
+            return Err(unknown_form("an aggregate of an outer query level"));
+        }
+        let oid = node.oid("aggfnoid")?;
+        let function = self.facts().functions.get(&oid).ok_or_else(|| unknown_form("an aggregate without a name"))?;
+        let name = function.name.as_str();
+        let refuse = |detail: &str| {
+            Refusal::new("unsupported.aggregate", format!("the aggregate {name}{detail} is not maintained incrementally yet"))
+        };
+        if !function.is_builtin() || node.text("aggkind").as_deref() != Some("n") || node.bool("aggvariadic") {
+            return Err(refuse(""));
+        }
+        if !node.list("aggorder").is_empty() {
+            return Err(refuse(" with ORDER BY"));
+        }
+        let filter = node.optional_node("aggfilter").cloned();
+        if node.bool("aggstar") {
+            return match name {
+                "count" => Ok(Call { function: AggregateFunction::CountStar, argument: None, filter, distinct: None }),
+                _ => Err(refuse("(*)")),
+            };
+        }
+        let args = node.nodes("args")?;
+        let [argument] = args.as_slice() else {
+            return Err(refuse(""));
+        };
+        let argument = argument.node("expr")?.clone();
+        let declared = node.list("aggargtypes").first().and_then(Value::as_int);
+        let declared = declared.and_then(|t| u32::try_from(t).ok()).unwrap_or(0);
+        let ty = self.type_of(&argument)?;
+        let shown = format!("({})", types::type_name(self.facts(), ty.oid));
+        let rules = collation_rules(self.facts(), node.oid("inputcollid")?);
+        let function = match name {
+            "count" => AggregateFunction::Count,
+            "min" | "max" => {
+                let order = kernels::order_of(ty.class, rules.bytewise).ok_or_else(|| {
+                    let refusal = refuse(&shown);
+                    match ty.class.is_string() {
+                        true => refusal.hint("min and max of text are maintained under the collation \"C\""),
+                        false => refusal,
+                    }
+                })?;
+                match name {
+                    "min" => AggregateFunction::Min(order),
+                    _ => AggregateFunction::Max(order),
+                }
+            }
+            _ => arithmetic(name, declared).ok_or_else(|| refuse(&shown))?,
+        };
+        let distinct = match node.list("aggdistinct").is_empty() {
+            true => None,
+            false => Some(self.key_form(&ty, || format!("{name}(DISTINCT ...) compares values"))?),
+        };
+        Ok(Call { function, argument: Some(argument), filter, distinct })
+    }
+}
+
+/// Aggregates that are told apart by the declared argument type.
+fn arithmetic(name: &str, argument: u32) -> Option<AggregateFunction> {
+    const INT8: u32 = 20;
+    const INT2: u32 = 21;
+    const INT4: u32 = 23;
+    const FLOAT4: u32 = 700;
+    const FLOAT8: u32 = 701;
+    const NUMERIC: u32 = 1700;
+    const BOOL: u32 = 16;
+    Some(match (name, argument) {
+        ("sum", INT2 | INT4) => AggregateFunction::SumInt8,
+        ("sum", INT8) => AggregateFunction::SumIntNumeric,
+        ("sum", NUMERIC) => AggregateFunction::SumNumeric,
+        ("sum", FLOAT4) => AggregateFunction::SumFloat4,
+        ("sum", FLOAT8) => AggregateFunction::SumFloat8,
+        ("avg", INT2 | INT4 | INT8) => AggregateFunction::AvgInt,
+        ("avg", NUMERIC) => AggregateFunction::AvgNumeric,
+        ("avg", FLOAT4 | FLOAT8) => AggregateFunction::AvgFloat,
+        ("bool_and" | "every", BOOL) => AggregateFunction::BoolAnd,
+        ("bool_or", BOOL) => AggregateFunction::BoolOr,
+        _ => return None,
+    })
+}
+
+fn split_and(node: Node) -> Vec<Node> {
+    if node.tag == "BOOLEXPR" && node.text("boolop").as_deref() == Some("and") {
+        return node.list("args").iter().filter_map(Value::as_node).cloned().flat_map(split_and).collect();
+    }
+    vec![node]
+}

@@ -1,0 +1,139 @@
+//! Expressions over a stage: natively where possible, else in one Evaluate below the operator that needs them.
+
+use crate::analyzer::deparse::{self, Scope};
+use crate::analyzer::node::Node;
+use crate::analyzer::volatility;
+use crate::plan::expr::Expr;
+use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput};
+
+use super::refusal::{Refusal, Step};
+use super::stage::{Stage, column_node, placed_column, rewrite, same};
+use super::{Translator, check, native};
+
+/// Expressions for PostgreSQL, with the originals that their verification compares.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    pub batch: RemoteBatch,
+    /// One per expression. Vars have `varno` 1 and the 1-based position in the batch's inputs as `varattno`.
+    pub originals: Vec<Node>,
+}
+
+/// The input column (0-based) that a node of [`Remote::originals`] stands for.
+pub fn input_of(node: &Node) -> Option<usize> {
+    placed_column(node)
+}
+
+impl Translator<'_> {
+    /// One expression per placed node, over the columns of the returned stage, which keeps the input's columns (an
+    /// Evaluate appends its own).
+    pub(super) fn compute(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<Expr>)> {
+        let width = stage.columns.len();
+        let mut remote: Vec<&Node> = Vec::new();
+        let mut exprs = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            check::scalar(self.facts(), node)?;
+            if let Some(expr) = native::compile(self.facts(), node) {
+                exprs.push(expr);
+                continue;
+            }
+            let index = remote.iter().position(|r| same(r, node)).unwrap_or_else(|| {
+                remote.push(node);
+                remote.len() - 1
+            });
+            exprs.push(Expr::Column(width + index));
+        }
+        match remote.is_empty() {
+            true => Ok((stage, exprs)),
+            false => Ok((self.evaluate(stage, &remote)?, exprs)),
+        }
+    }
+
+    fn evaluate(&mut self, stage: Stage, nodes: &[&Node]) -> Step<Stage> {
+        let mut used: Vec<usize> = Vec::new();
+        for node in nodes {
+            node.walk(&mut |n| {
+                if let Some(column) = placed_column(n).filter(|c| !used.contains(c)) {
+                    used.push(column);
+                }
+            });
+        }
+        let mut inputs = Vec::with_capacity(used.len());
+        for &column in &used {
+            let ty = &stage.columns[column];
+            let type_name = deparse::type_name(self.facts(), ty.oid, ty.typmod)?;
+            let collate = deparse::collate_clause(self.facts(), ty.oid, ty.collation)?;
+            inputs.push(RemoteInput { column, type_name, collate });
+        }
+        let (mut exprs, mut columns) = (Vec::with_capacity(nodes.len()), stage.columns.clone());
+        let mut originals = Vec::with_capacity(nodes.len());
+        let scope = Scope { facts: self.facts(), inputs: &input_of };
+        for node in nodes {
+            let node = rewrite(node, &mut |n| {
+                let position = placed_column(n).and_then(|c| used.iter().position(|u| *u == c));
+                Ok(position.map(|p| column_node(p, &stage.columns[used[p]])))
+            })?;
+            let sql = deparse::expression(&node, scope)
+                .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
+            let builtin_only = volatility::builtin_only(&node, self.facts());
+            let result = self.type_of(&node)?;
+            columns.push(result.clone());
+            originals.push(node);
+            exprs.push(RemoteExpr { sql, result, builtin_only });
+        }
+        let batch = RemoteBatch { inputs, exprs };
+        self.remote.push(Remote { batch: batch.clone(), originals });
+        Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
+    }
+
+    /// Columns that hold the values of placed nodes; computed ones are appended to the stage.
+    pub(super) fn columns_for(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<usize>)> {
+        let (mut stage, exprs) = self.compute(stage, nodes)?;
+        let mut projection: Vec<Expr> = (0..stage.columns.len()).map(Expr::Column).collect();
+        let mut columns = Vec::with_capacity(exprs.len());
+        for (expr, node) in exprs.into_iter().zip(nodes) {
+            if let Expr::Column(column) = expr {
+                columns.push(column);
+                continue;
+            }
+            let position = projection.iter().position(|e| *e == expr).unwrap_or_else(|| {
+                projection.push(expr);
+                projection.len() - 1
+            });
+            if position >= stage.columns.len() {
+                let ty = self.type_of(node)?;
+                stage.columns.push(ty);
+            }
+            columns.push(position);
+        }
+        if projection.iter().any(|e| !matches!(e, Expr::Column(_))) {
+            stage.rel = Rel::Project { input: Box::new(stage.rel), exprs: projection };
+        }
+        Ok((stage, columns))
+    }
+
+    /// Rows for which all placed conditions are true: those that cannot fail first, so that the rest is evaluated (by
+    /// PostgreSQL, perhaps) for fewer rows.
+    pub(super) fn filter(&mut self, mut stage: Stage, conditions: &[Node]) -> Step<Stage> {
+        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        for node in conditions {
+            check::scalar(self.facts(), node)?;
+            match native::compile(self.facts(), node).filter(native::is_infallible) {
+                Some(expr) => first.push(expr),
+                None => rest.push(node.clone()),
+            }
+        }
+        stage.rel = filtered(stage.rel, first);
+        let (mut stage, rest) = self.compute(stage, &rest)?;
+        stage.rel = filtered(stage.rel, rest);
+        Ok(stage)
+    }
+}
+
+fn filtered(input: Rel, mut conditions: Vec<Expr>) -> Rel {
+    let predicate = match conditions.len() {
+        0 => return input,
+        1 => conditions.remove(0),
+        _ => Expr::And(conditions),
+    };
+    Rel::Filter { input: Box::new(input), predicate }
+}

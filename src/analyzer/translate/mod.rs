@@ -1,0 +1,289 @@
+//! From an analysed query tree to a relational plan.
+//!
+//! Purpose: translate a QUERY node and the views below it to [`Rel`], natively where a kernel is exact and through
+//! [`Rel::Evaluate`] where PostgreSQL computes. Invariant: nothing of the query is dropped silently: each clause and
+//! node is translated, proven irrelevant, or a [`Refusal`]. Place in the data's way: control path, after `load`, before
+//! `prune` and the key derivation.
+
+mod aggregate;
+mod check;
+mod compute;
+mod constants;
+mod from;
+mod join;
+mod kernels;
+mod native;
+mod prune;
+mod refusal;
+mod setop;
+mod source;
+mod stage;
+mod types;
+
+use std::collections::HashMap;
+
+use super::facts::Facts;
+use super::node::{Node, Value};
+use crate::plan::{Rel, ViewId};
+use crate::row::TypeInfo;
+use crate::row::key::KeyForm;
+
+pub use compute::{Remote, input_of};
+pub use prune::prune;
+pub use refusal::{Refusal, Step};
+pub use types::info as type_info;
+use stage::{Stage, rewrite};
+
+/// Nesting of query levels and views past this is refused.
+const MAX_DEPTH: usize = 64;
+
+/// Name of the trailing column of stream tables in row-id form; it is no column of the query.
+pub const ROW_ID: &str = "__pgt_row_id";
+
+/// The inputs of a translation; all of them are plain data.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub facts: &'a Facts,
+    /// QUERY nodes of views by OID.
+    pub views: &'a HashMap<u32, Node>,
+    /// Expressions of generated columns.
+    pub generated: &'a HashMap<(u32, i16), Node>,
+    /// Owner of the defining view, if it is one.
+    pub owner: Option<u32>,
+}
+
+/// The result: an unpruned operator tree and what was met on the way.
+#[derive(Debug)]
+pub struct Translated {
+    pub rel: Rel,
+    pub upstreams: Vec<ViewId>,
+    pub notices: Vec<String>,
+    /// Expressions for PostgreSQL, to be verified by re-analysis before the plan is used.
+    pub remote: Vec<Remote>,
+}
+
+/// Translates the defining query.
+pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
+    let mut translator =
+        Translator { inputs, notices: Vec::new(), upstreams: Vec::new(), remote: Vec::new(), depth: 0 };
+    let stage = translator.query(&Frame { query, parent: None })?;
+    let Translator { notices, mut upstreams, remote, .. } = translator;
+    upstreams.sort_unstable();
+    upstreams.dedup();
+    Ok(Translated { rel: stage.rel, upstreams, notices, remote })
+}
+
+/// A query level and the ones around it (for references to CTEs).
+struct Frame<'a> {
+    query: &'a Node,
+    parent: Option<&'a Frame<'a>>,
+}
+
+struct Translator<'a> {
+    inputs: Inputs<'a>,
+    notices: Vec<String>,
+    upstreams: Vec<ViewId>,
+    remote: Vec<Remote>,
+    depth: usize,
+}
+
+impl<'a> Translator<'a> {
+    fn facts(&self) -> &'a Facts {
+        self.inputs.facts
+    }
+
+    fn type_of(&self, node: &Node) -> Step<TypeInfo> {
+        types::type_of(self.facts(), node)
+    }
+
+    fn notice(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.notices.contains(&text) {
+            self.notices.push(text);
+        }
+    }
+
+    /// One query level: its output columns are those of its target list that are not junk.
+    fn query(&mut self, frame: &Frame<'_>) -> Step<Stage> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Refusal::new("unsupported.depth", "the query or its views are nested too deeply"));
+        }
+        self.depth += 1;
+        let stage = self.level(frame);
+        self.depth -= 1;
+        stage
+    }
+
+    fn level(&mut self, frame: &Frame<'_>) -> Step<Stage> {
+        let query = frame.query;
+        refuse_clauses(query)?;
+        if self.depth == 1 && !query.list("sortClause").is_empty() {
+            self.notice("ORDER BY has no effect: a table keeps no order; order the rows when you read them");
+        }
+        if query.optional_node("setOperations").is_some() {
+            return self.set_operation(frame);
+        }
+        let tree = query.node("jointree")?;
+        let mut conditions = Vec::new();
+        if let Some(quals) = tree.optional_node("quals") {
+            self.conjuncts(frame, quals, &mut conditions)?;
+        }
+        let stage = self.from_list(frame, &tree.nodes("fromlist")?, conditions)?;
+        let mut targets = Vec::new();
+        for entry in query.nodes("targetList")?.iter().filter(|t| !t.bool("resjunk")) {
+            targets.push(stage.place(&self.expand(frame, entry.node("expr")?)?)?);
+        }
+        let grouped = query.bool("hasAggs")
+            || !query.list("groupClause").is_empty()
+            || query.optional_node("havingQual").is_some();
+        let (stage, targets) = match grouped {
+            true => self.aggregate(frame, stage, targets)?,
+            false => (stage, targets),
+        };
+        let columns: Vec<TypeInfo> = targets.iter().map(|t| self.type_of(t)).collect::<Step<_>>()?;
+        let (stage, exprs) = self.compute(stage, &targets)?;
+        let rel = Rel::Project { input: Box::new(stage.rel), exprs };
+        let stage = Stage::new(rel, columns);
+        match query.list("distinctClause").is_empty() {
+            true => Ok(stage),
+            false => self.distinct(stage, "DISTINCT"),
+        }
+    }
+
+    /// Equal rows once; every column needs a native equality.
+    fn distinct(&mut self, stage: Stage, what: &str) -> Step<Stage> {
+        let mut keys = Vec::with_capacity(stage.columns.len());
+        for (i, ty) in stage.columns.iter().enumerate() {
+            keys.push(self.key_form(ty, || format!("{what} compares output column {}", i + 1))?);
+        }
+        Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
+    }
+
+    /// The key form of a type; `what` begins the reason if it has none.
+    fn key_form(&self, ty: &TypeInfo, what: impl FnOnce() -> String) -> Step<KeyForm> {
+        if let Some(form) = KeyForm::of(ty) {
+            return Ok(form);
+        }
+        let name = types::type_name(self.facts(), ty.oid);
+        if ty.class.is_string() {
+            return Err(Refusal::new(
+                "unsupported.nondeterministic_collation",
+                format!("{} of type {name} under a nondeterministic collation", what()),
+            ));
+        }
+        Err(Refusal::new(
+            "unsupported.equality",
+            format!("{} of type {name}, whose equality only the server knows", what()),
+        ))
+    }
+
+    /// `node` with join columns and group references replaced by what they stand for, so that every Var names a base
+    /// entry of this level's range table.
+    fn expand(&self, frame: &Frame<'_>, node: &Node) -> Step<Node> {
+        rewrite(node, &mut |n| match n.tag.as_str() {
+            "VAR" => self.expand_var(frame, n).map(Some),
+            "SUBLINK" => Err(refused_sublink()),
+            "WINDOWFUNC" => Err(refused_window()),
+            _ => Ok(None),
+        })
+    }
+
+    fn expand_var(&self, frame: &Frame<'_>, var: &Node) -> Step<Node> {
+        if var.int("varlevelsup")? != 0 {
+            return Err(Refusal::new(
+                "unsupported.lateral",
+                "a subquery refers to a table outside of it (LATERAL or correlated)",
+            ));
+        }
+        let (rtindex, attribute) = (var.int("varno")?, var.int("varattno")?);
+        let entry = range_table_entry(frame.query, rtindex)?;
+        let alias = match entry.int("rtekind")? {
+            2 => Some("joinaliasvars"),
+            9 => Some("groupexprs"),
+            _ => None,
+        };
+        if attribute == 0 {
+            return Err(Refusal::new(
+                "unsupported.whole_row",
+                format!("the query refers to a whole row of {}", entry_name(entry)),
+            )
+            .hint("name the columns instead"));
+        }
+        if attribute < 0 {
+            return Err(Refusal::new(
+                "unsupported.system_column",
+                format!("the query refers to a system column of {}", entry_name(entry)),
+            ));
+        }
+        if let Some(field) = alias {
+            let index = usize::try_from(attribute - 1).unwrap_or(usize::MAX);
+            let target = entry.list(field).get(index).and_then(Value::as_node);
+            let target = target.ok_or_else(|| unknown_form("a join column stands for nothing"))?;
+            return self.expand(frame, target);
+        }
+        let keep = ["varno", "varattno", "vartype", "vartypmod", "varcollid", "varlevelsup"];
+        let fields = keep.iter().map(|k| ((*k).to_owned(), var.field(k).clone())).collect();
+        Ok(Node { tag: var.tag.clone(), fields })
+    }
+}
+
+/// Clauses that no later step looks at.
+fn refuse_clauses(query: &Node) -> Step<()> {
+    if query.tag != "QUERY" || query.int("commandType")? != 1 || query.optional_node("utilityStmt").is_some() {
+        return Err(Refusal::new("unsupported.statement", "the query is no SELECT"));
+    }
+    let present = |field: &str| !query.list(field).is_empty() || query.optional_node(field).is_some();
+    let refusal = if query.bool("hasWindowFuncs") || present("windowClause") {
+        Some(refused_window())
+    } else if query.bool("hasTargetSRFs") {
+        Some(Refusal::new(
+            "unsupported.set_returning_function",
+            "a function in the select list returns a set of rows",
+        ))
+    } else if query.bool("hasRecursive") {
+        Some(Refusal::new("unsupported.recursive_query", "WITH RECURSIVE is not maintained incrementally yet"))
+    } else if query.bool("hasModifyingCTE") {
+        Some(Refusal::new("unsupported.statement", "WITH contains a statement that writes"))
+    } else if query.bool("hasForUpdate") || present("rowMarks") {
+        Some(Refusal::new("unsupported.row_locks", "FOR UPDATE and FOR SHARE lock rows, which a stream table cannot"))
+    } else if query.bool("hasDistinctOn") {
+        Some(Refusal::new("unsupported.distinct_on", "DISTINCT ON is not maintained incrementally yet"))
+    } else if present("groupingSets") {
+        Some(Refusal::new(
+            "unsupported.grouping_sets",
+            "GROUPING SETS, ROLLUP and CUBE are not maintained incrementally yet",
+        ))
+    } else if present("limitCount") || present("limitOffset") {
+        Some(Refusal::new("unsupported.limit", "LIMIT and OFFSET are not maintained incrementally yet"))
+    } else {
+        None
+    };
+    match refusal {
+        Some(refusal) => Err(refusal),
+        None => Ok(()),
+    }
+}
+
+fn refused_sublink() -> Refusal {
+    Refusal::new("unsupported.sublink", "subqueries in expressions (EXISTS, IN, scalar) are not maintained incrementally yet")
+        .hint("write it as a join with a subquery in FROM")
+}
+
+fn refused_window() -> Refusal {
+    Refusal::new("unsupported.window_function", "window functions are not maintained incrementally yet")
+}
+
+fn unknown_form(what: &str) -> Refusal {
+    Refusal::new("unsupported.tree", format!("the server's query tree has an unknown form: {what}"))
+}
+
+/// Entry `rtindex` (1-based) of the range table.
+fn range_table_entry(query: &Node, rtindex: i64) -> Step<&Node> {
+    let index = usize::try_from(rtindex - 1).unwrap_or(usize::MAX);
+    let entry = query.list("rtable").get(index).and_then(Value::as_node);
+    entry.ok_or_else(|| unknown_form("a reference past the range table"))
+}
+
+fn entry_name(entry: &Node) -> String {
+    entry.optional_node("eref").and_then(|e| e.text("aliasname")).unwrap_or_else(|| "a table".to_owned())
+}

@@ -1,0 +1,246 @@
+//! Range table entries: tables, views, stream tables, subqueries, CTEs and VALUES.
+
+use crate::analyzer::facts::Relation;
+use crate::analyzer::node::Node;
+use crate::plan::expr::Expr;
+use crate::plan::Rel;
+use crate::row::{Row, TypeInfo};
+
+use super::refusal::{Refusal, Step};
+use super::stage::{Stage, column_node, rewrite};
+use super::{Frame, ROW_ID, Translator, entry_name, range_table_entry, unknown_form};
+
+/// OIDs below are given by initdb.
+const FIRST_NORMAL_OID: u32 = 16384;
+
+impl Translator<'_> {
+    /// The rows of range table entry `rtindex`, as its block.
+    pub(super) fn range_table(&mut self, frame: &Frame<'_>, rtindex: i64) -> Step<Stage> {
+        let entry = range_table_entry(frame.query, rtindex)?;
+        let (stage, attributes) = match entry.int("rtekind")? {
+            0 => self.relation(entry)?,
+            1 => {
+                let query = entry.node("subquery")?;
+                numbered(self.query(&Frame { query, parent: Some(frame) })?)
+            }
+            3 => {
+                return Err(Refusal::new(
+                    "unsupported.function_in_from",
+                    format!("FROM contains the function call {}", entry_name(entry)),
+                ));
+            }
+            4 => {
+                return Err(Refusal::new(
+                    "unsupported.function_in_from",
+                    "FROM contains XMLTABLE or JSON_TABLE",
+                ));
+            }
+            5 => numbered(self.values(frame, entry)?),
+            6 => numbered(self.cte(frame, entry)?),
+            _ => return Err(unknown_form("a kind of FROM item")),
+        };
+        Ok(stage.named(rtindex, attributes))
+    }
+
+    fn cte(&mut self, frame: &Frame<'_>, entry: &Node) -> Step<Stage> {
+        if entry.bool("self_reference") {
+            return Err(Refusal::new(
+                "unsupported.recursive_query",
+                "WITH RECURSIVE is not maintained incrementally yet",
+            ));
+        }
+        let (name, mut level) = (entry.text("ctename"), frame);
+        for _ in 0..entry.int("ctelevelsup")? {
+            level = level.parent.ok_or_else(|| unknown_form("a CTE of a missing query level"))?;
+        }
+        let ctes = level.query.nodes("cteList")?;
+        let cte = ctes.into_iter().find(|c| c.text("ctename") == name);
+        let cte = cte.ok_or_else(|| unknown_form("a CTE without a query"))?;
+        let query = cte.node("ctequery")?;
+        self.query(&Frame { query, parent: Some(level) })
+    }
+
+    /// Each row of VALUES is a projection of the one empty row; literal ones are constants.
+    fn values(&mut self, frame: &Frame<'_>, entry: &Node) -> Step<Stage> {
+        let (mut columns, mut constant, mut inputs) = (None, Vec::new(), Vec::new());
+        for list in entry.list("values_lists") {
+            let one = Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new());
+            let mut nodes = Vec::new();
+            for value in list.items() {
+                let node = value.as_node().ok_or_else(|| unknown_form("VALUES"))?;
+                nodes.push(one.place(&self.expand(frame, node)?)?);
+            }
+            if columns.is_none() {
+                let types: Step<Vec<TypeInfo>> = nodes.iter().map(|n| self.type_of(n)).collect();
+                columns = Some(types?);
+            }
+            let (stage, exprs) = self.compute(one, &nodes)?;
+            match exprs.iter().map(literal).collect::<Option<Vec<&Row>>>() {
+                Some(literals) => constant.push(Row::from_datums(literals.iter().map(|r| r.get(0)))),
+                None => inputs.push(Rel::Project { input: Box::new(stage.rel), exprs }),
+            }
+        }
+        if !constant.is_empty() {
+            inputs.insert(0, Rel::Constant { rows: constant });
+        }
+        let rel = if inputs.len() == 1 { inputs.remove(0) } else { Rel::UnionAll { inputs } };
+        Ok(Stage::new(rel, columns.unwrap_or_default()))
+    }
+
+    fn relation(&mut self, entry: &Node) -> Step<(Stage, Vec<i16>)> {
+        let oid = entry.oid("relid")?;
+        let facts = self.facts();
+        let relation =
+            facts.relations.get(&oid).ok_or_else(|| unknown_form("a relation that is not in the catalog"))?;
+        if entry.optional_node("tablesample").is_some() {
+            return Err(Refusal::new(
+                "unsupported.tablesample",
+                format!("TABLESAMPLE reads other rows of {} each time", full_name(relation)),
+            ));
+        }
+        if relation.kind == 'v' {
+            return self.view(relation);
+        }
+        if let Some(stream_table) = relation.stream_table.as_ref().filter(|s| s.incremental) {
+            self.upstreams.push(stream_table.view);
+            let visible: Vec<_> = relation.columns.iter().filter(|c| c.name != ROW_ID).collect();
+            let columns = (0..visible.len()).collect();
+            let stage = Stage::new(
+                Rel::StreamTable { view: stream_table.view, columns },
+                visible.iter().map(|c| c.ty.clone()).collect(),
+            );
+            return Ok((stage, visible.iter().map(|c| c.attnum).collect()));
+        }
+        check_source(relation)?;
+        self.table(relation)
+    }
+
+    fn view(&mut self, relation: &Relation) -> Step<(Stage, Vec<i16>)> {
+        let differs = self.inputs.owner != Some(relation.owner);
+        if (relation.security_barrier || relation.security_invoker) && differs {
+            return Err(Refusal::new(
+                "unsupported.security_view",
+                format!(
+                    "the view {} has security_barrier or security_invoker and another owner",
+                    full_name(relation)
+                ),
+            ));
+        }
+        let query = self.inputs.views.get(&relation.oid);
+        let query = query.ok_or_else(|| unknown_form("a view without a query"))?;
+        Ok(numbered(self.query(&Frame { query, parent: None })?))
+    }
+
+    /// A base table; generated columns, which the stream does not carry, are computed from the others.
+    fn table(&mut self, relation: &Relation) -> Step<(Stage, Vec<i16>)> {
+        let attributes: Vec<i16> = relation.columns.iter().map(|c| c.attnum).collect();
+        let columns: Vec<TypeInfo> = relation.columns.iter().map(|c| c.ty.clone()).collect();
+        let stored: Vec<usize> = (0..columns.len()).filter(|&i| !is_generated(relation, i)).collect();
+        let source = Rel::Source {
+            source: relation.oid,
+            attributes: stored.iter().map(|&i| attributes[i]).collect(),
+        };
+        if stored.len() == columns.len() {
+            return Ok((Stage::new(source, columns), attributes));
+        }
+        let stage = Stage::new(source, stored.iter().map(|&i| columns[i].clone()).collect());
+        let mut nodes = Vec::with_capacity(columns.len());
+        for (i, ty) in columns.iter().enumerate() {
+            if let Some(position) = stored.iter().position(|s| *s == i) {
+                nodes.push(column_node(position, ty));
+                continue;
+            }
+            let expr = self.inputs.generated.get(&(relation.oid, attributes[i]));
+            let expr = expr.ok_or_else(|| unknown_form("a generated column without an expression"))?;
+            nodes.push(rewrite(expr, &mut |n| {
+                if n.tag != "VAR" {
+                    return Ok(None);
+                }
+                let attribute = n.int("varattno")?;
+                let position = stored.iter().position(|&s| i64::from(attributes[s]) == attribute);
+                let position = position.ok_or_else(|| {
+                    let name = format!("{}.{}", full_name(relation), relation.columns[i].name);
+                    Refusal::new("unsupported.generated_column", format!("the generated column {name} is not a function of stored columns"))
+                })?;
+                Ok(Some(column_node(position, &columns[stored[position]])))
+            })?);
+        }
+        let (stage, exprs) = self.compute(stage, &nodes)?;
+        Ok((Stage::new(Rel::Project { input: Box::new(stage.rel), exprs }, columns), attributes))
+    }
+}
+
+fn is_generated(relation: &Relation, column: usize) -> bool {
+    matches!(relation.columns[column].generated, 's' | 'v')
+}
+
+/// Output columns of a query are attributes 1, 2, ...
+fn numbered(stage: Stage) -> (Stage, Vec<i16>) {
+    let attributes = (1..).take(stage.columns.len()).collect();
+    (stage, attributes)
+}
+
+fn literal(expr: &Expr) -> Option<&Row> {
+    match expr {
+        Expr::Literal(row) => Some(row),
+        _ => None,
+    }
+}
+
+fn full_name(relation: &Relation) -> String {
+    format!("{}.{}", relation.schema, relation.name)
+}
+
+/// Whether a relation's changes can be captured so that the result is exact.
+fn check_source(relation: &Relation) -> Step<()> {
+    let name = full_name(relation);
+    let refuse = |code, reason: String| Err(Refusal::new(code, reason));
+    match relation.kind {
+        'm' => {
+            return refuse("unsupported.materialized_view", format!("{name} is a materialized view, whose REFRESH is not in the change stream"));
+        }
+        'f' => {
+            return refuse("unsupported.foreign_table", format!("{name} is a foreign table, whose changes are not in this server's WAL"));
+        }
+        'r' | 'p' => {}
+        _ => return refuse("unsupported.relation", format!("{name} is not a table")),
+    }
+    if relation.oid < FIRST_NORMAL_OID || relation.schema == "information_schema" {
+        return refuse("unsupported.system_catalog", format!("{name} is a system catalog, whose changes are not published"));
+    }
+    if relation.kind == 'p' || relation.has_children || relation.is_partition {
+        return refuse(
+            "unsupported.partitioned",
+            format!("partitioned and inherited tables are not captured incrementally yet ({name})"),
+        );
+    }
+    match relation.persistence {
+        't' => return refuse("unsupported.temporary_table", format!("{name} is a temporary table")),
+        'u' => {
+            return Err(Refusal::new(
+                "unsupported.unlogged_table",
+                format!("{name} is unlogged: its changes are not in the WAL"),
+            )
+            .hint(format!("ALTER TABLE {name} SET LOGGED")));
+        }
+        _ => {}
+    }
+    if relation.row_security {
+        return refuse(
+            "unsupported.row_security",
+            format!("{name} has row-level security, which the change stream does not apply"),
+        );
+    }
+    let has_key = relation.unique_keys.iter().any(|k| k.is_replica_identity && k.not_null);
+    let key_is_sent = relation.unique_keys.iter().filter(|k| k.is_replica_identity).all(|k| {
+        k.attributes.iter().all(|a| relation.columns.iter().any(|c| c.attnum == *a && !matches!(c.generated, 's' | 'v')))
+    });
+    if relation.replica_identity != 'f' && !(has_key && key_is_sent) {
+        return Err(Refusal::new(
+            "unsupported.replica_identity",
+            format!("{name} has no usable replica identity: its updates and deletes cannot be captured"),
+        )
+        .hint(format!("add a primary key, or ALTER TABLE {name} REPLICA IDENTITY FULL")));
+    }
+    Ok(())
+}
