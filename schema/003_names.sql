@@ -181,10 +181,14 @@ declare
 begin
     select s.sch, s.rel into sch, rel from pgtrickle._split_name(name, false) s;
     if rel is not null then
-        perform set_config('search_path', path, true);
-        oid_ := pg_catalog.to_regclass(pg_catalog.concat(
-            case when sch is not null then pg_catalog.quote_ident(sch) operator(pg_catalog.||) '.' end,
-            pg_catalog.quote_ident(rel)));
+        begin
+            perform set_config('search_path', path, true);
+            oid_ := pg_catalog.to_regclass(pg_catalog.concat(
+                case when sch is not null then pg_catalog.quote_ident(sch) operator(pg_catalog.||) '.' end,
+                pg_catalog.quote_ident(rel)));
+        exception when insufficient_privilege then
+            oid_ := null;
+        end;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         select array_agg(v.pgt_id) into found_ids from pgtrickle.stream_table_names v where v.relid = oid_;
     end if;
