@@ -15,6 +15,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         'default_text_search_config', current_setting('default_text_search_config'))
 $$;
 
+-- The settings that the image of a row depends on; the others matter only to the query. Setting a locale is slow
+-- (it is checked with the operating system), and apply_<id> is called for every small batch.
+create or replace function pgtrickle._image_settings(settings jsonb, view regclass) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select settings - array['lc_numeric', 'lc_time', 'default_text_search_config']
+        - case when exists (select from pg_attribute a where a.attrelid = view and a.attnum > 0
+                              and a.atttypid::bigint < 16384 and a.atttypid not in ('money'::regtype, 'money[]'::regtype)
+                           having count(*) = (select count(*) from pg_attribute b where b.attrelid = view and b.attnum > 0))
+               then array['lc_monetary'] else '{}'::text[] end
+$$;
+
 -- The SET clauses of the per-table functions.
 create or replace function pgtrickle._pinned(settings jsonb) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -150,7 +161,7 @@ begin
         'out deleted_rows bigint, out inserted_rows bigint) language plpgsql security definer\n%s'
         ' set plan_cache_mode = force_generic_plan\n set enable_seqscan = off\n set enable_hashjoin = off\n'
         ' set enable_mergejoin = off\nas %L',
-        id, pgtrickle._pinned(settings), format(E'#variable_conflict use_column
+        id, pgtrickle._pinned(pgtrickle._image_settings(settings, view)), format(E'#variable_conflict use_column
 begin
     deleted_rows := 0;
     inserted_rows := 0;
