@@ -1,0 +1,4 @@
+//! The suites; each file is one subject.
+
+mod harness;
+mod servers;
