@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod analyzer;
+pub mod catalog;
 pub mod error;
 pub mod plan;
 pub mod postgres;
