@@ -4,6 +4,7 @@
 pub mod analyzer;
 pub mod apply;
 pub mod capture;
+pub mod catalog;
 pub mod dataflow;
 pub mod error;
 pub mod kernel;
