@@ -1,5 +1,7 @@
 //! One scalar value, borrowed from a packed row.
 
+use std::io::Write;
+
 /// A scalar value. `Text` holds the server's own text for every type that is not boolean or integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Datum<'a> {
@@ -29,18 +31,12 @@ impl<'a> Datum<'a> {
             Datum::Null => return false,
             Datum::Bool(true) => out.push(b't'),
             Datum::Bool(false) => out.push(b'f'),
-            Datum::Int(i) => {
-                let mut digits = itoa_buffer(*i);
-                out.append(&mut digits);
-            }
+            // Writing into a vector does not fail.
+            Datum::Int(i) => drop(write!(out, "{i}")),
             Datum::Text(t) | Datum::Error(t) => out.extend_from_slice(t),
         }
         true
     }
-}
-
-fn itoa_buffer(i: i64) -> Vec<u8> {
-    i.to_string().into_bytes()
 }
 
 /// Splits the payload of [`Datum::Error`] into SQLSTATE and message.
