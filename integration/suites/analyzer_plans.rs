@@ -53,7 +53,12 @@ pub(super) async fn analyzed(server: &mut Server, query: &str) -> Analysis {
 pub(super) fn shown(analysis: &Analysis) -> String {
     match &analysis.plan {
         Ok(plan) => explain(plan, &analysis.names()),
-        Err(r) => format!("{}: {}\n{}", r.code, r.reason, r.hint.clone().map(|h| format!("hint: {h}\n")).unwrap_or_default()),
+        Err(r) => format!(
+            "{}: {}\n{}",
+            r.code,
+            r.reason,
+            r.hint.clone().map(|h| format!("hint: {h}\n")).unwrap_or_default()
+        ),
     }
 }
 

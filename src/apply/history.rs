@@ -120,7 +120,8 @@ pub async fn finish<C: GenericClient>(
 
 /// Marks refreshes that a crash, a kill or a point-in-time recovery cut off. Call it under the lease.
 pub async fn close_interrupted(client: &Client) -> Result<u64> {
-    const SQL: &str = "update pgtrickle.pgt_refresh_history set status = 'FAILED', end_time = pg_catalog.clock_timestamp(),
+    const SQL: &str =
+        "update pgtrickle.pgt_refresh_history set status = 'FAILED', end_time = pg_catalog.clock_timestamp(),
         error_message = 'interrupted; run again at the next start' where status = 'RUNNING'";
     client.execute(SQL, &[]).await.map_err(error)
 }

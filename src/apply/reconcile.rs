@@ -22,8 +22,10 @@ pub async fn read_stored(
     columns: &[(String, TypeClass)],
 ) -> Result<Bag> {
     let list: Vec<String> = columns.iter().map(|(name, _)| quote(name)).collect();
-    let sql = format!("copy (select {} from only {}.{}) to stdout", list.join(", "), quote(schema), quote(table));
-    let stream = client.copy_out(&sql).await.map_err(|e| error(e).during(format!("reading {schema}.{table}")))?;
+    let sql =
+        format!("copy (select {} from only {}.{}) to stdout", list.join(", "), quote(schema), quote(table));
+    let stream =
+        client.copy_out(&sql).await.map_err(|e| error(e).during(format!("reading {schema}.{table}")))?;
     pin_mut!(stream);
     let mut decoder = CopyDecoder::new(columns.iter().map(|(_, class)| *class).collect());
     let mut bag = Bag::new();

@@ -64,7 +64,8 @@ impl Writer {
         const DURABLE: &str = "select pg_catalog.set_config('synchronous_commit', 'on', false)
             where pg_catalog.current_setting('synchronous_commit') in ('off', 'local')";
         client.batch_execute(DURABLE).await.map_err(error)?;
-        const FENCE: &str = "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
+        const FENCE: &str =
+            "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
                 heartbeat_at = pg_catalog.clock_timestamp()
             where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
         let fence = client.prepare(FENCE).await.map_err(error)?;
@@ -227,7 +228,8 @@ impl Writer {
                 // A unique index of the user's sees old and new values at once when rows are replaced in place:
                 // delete them all first, then insert.
                 self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                let split = Batch { deleted: [&batch.deleted[..], &batch.inserted[..]].concat(), ..batch.clone() };
+                let split =
+                    Batch { deleted: [&batch.deleted[..], &batch.inserted[..]].concat(), ..batch.clone() };
                 outcome = self.call_unchecked(*view, &split).await;
             }
             match outcome {
@@ -277,9 +279,12 @@ impl Writer {
 
     async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<(i64, i64)> {
         let statement = self.calls.get(&view).ok_or_else(|| {
-            Error::new(ErrorKind::Apply, format!("the function pgtrickle_queries.apply_{view} is missing or may not be called"))
-                .with_sqlstate("42883")
-                .with_hint("let the stream table's owner drop and create it again")
+            Error::new(
+                ErrorKind::Apply,
+                format!("the function pgtrickle_queries.apply_{view} is missing or may not be called"),
+            )
+            .with_sqlstate("42883")
+            .with_hint("let the stream table's owner drop and create it again")
         })?;
         let none: &[String] = &[];
         let (mut deleted, mut inserted) = (0, 0);

@@ -8,12 +8,19 @@ use crate::row::Row;
 /// Turns a decoded change into one of an instance that holds the first `width` of `decoded` columns.
 ///
 /// `None` for what is not a row change. Errors: a key that the server did not send whole (`Protocol`).
-pub fn row_change(kind: ChangeKind, identity: usize, width: usize, decoded: usize) -> Result<Option<RowChange>> {
+pub fn row_change(
+    kind: ChangeKind,
+    identity: usize,
+    width: usize,
+    decoded: usize,
+) -> Result<Option<RowChange>> {
     let cut = |row: Row| if width < decoded { Row::from_datums(row.iter().take(width)) } else { row };
     let old_row = |old: OldRow| match old {
         OldRow::Full(row) => Ok(cut(row)),
         OldRow::Key(key) if key.columns.iter().copied().eq(0..identity) => Ok(key.row),
-        OldRow::Key(_) => Err(Error::new(ErrorKind::Protocol, "an old key does not match the replica identity")),
+        OldRow::Key(_) => {
+            Err(Error::new(ErrorKind::Protocol, "an old key does not match the replica identity"))
+        }
     };
     Ok(Some(match kind {
         ChangeKind::Insert { new } => RowChange::Insert(cut(new)),
@@ -45,4 +52,3 @@ pub fn size(change: &RowChange) -> usize {
             RowChange::Truncate => 0,
         }
 }
-

@@ -13,8 +13,8 @@ use super::source::{SourceSpec, quote};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::postgres::sessions::error;
-use crate::row::{Row, TypeClass};
 use crate::row::copy::CopyDecoder;
+use crate::row::{Row, TypeClass};
 
 /// Rows handed over at once.
 const CHUNK: usize = 8_192;
@@ -46,7 +46,11 @@ impl Boundary {
     }
 
     /// Reads one source and passes its rows on in chunks. Returns the number of rows.
-    pub async fn copy(&self, source: &SourceSpec, mut sink: impl FnMut(Vec<Row>) -> Result<()>) -> Result<u64> {
+    pub async fn copy(
+        &self,
+        source: &SourceSpec,
+        mut sink: impl FnMut(Vec<Row>) -> Result<()>,
+    ) -> Result<u64> {
         let list: Vec<String> = source.columns.iter().map(|c| quote(&c.name)).collect();
         // A source without needed columns still counts its rows.
         let list = if list.is_empty() { "null".to_owned() } else { list.join(", ") };

@@ -90,4 +90,3 @@ pub async fn wait_for_writers(client: &Client, oids: &[u32]) -> Result<()> {
     }
     Ok(())
 }
-

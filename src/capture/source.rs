@@ -38,7 +38,12 @@ impl SourceSpec {
         let not_null_key = relation.unique_keys.iter().find(|k| k.not_null);
         let identity: Vec<i16> = match relation.replica_identity {
             'f' => not_null_key.map(|k| k.attributes.clone()).unwrap_or_default(),
-            'd' => relation.unique_keys.iter().find(|k| k.primary).map(|k| k.attributes.clone()).unwrap_or_default(),
+            'd' => relation
+                .unique_keys
+                .iter()
+                .find(|k| k.primary)
+                .map(|k| k.attributes.clone())
+                .unwrap_or_default(),
             'i' => relation
                 .unique_keys
                 .iter()
@@ -48,9 +53,12 @@ impl SourceSpec {
             _ => Vec::new(),
         };
         if identity.is_empty() && relation.replica_identity != 'f' {
-            return Err(Error::new(ErrorKind::Unsupported, format!("{} has no usable replica identity", named()))
-                .with_sqlstate("0A000")
-                .with_hint("add a primary key, or run: alter table ... replica identity full"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} has no usable replica identity", named()),
+            )
+            .with_sqlstate("0A000")
+            .with_hint("add a primary key, or run: alter table ... replica identity full"));
         }
         let others = needed.iter().copied().filter(|a| !identity.contains(a));
         let columns = identity
@@ -59,7 +67,9 @@ impl SourceSpec {
             .chain(others)
             .map(|attnum| {
                 let column = relation.columns.iter().find(|c| c.attnum == attnum);
-                column.map(held).ok_or_else(|| Error::internal(format!("{} has no attribute {attnum}", named())))
+                column
+                    .map(held)
+                    .ok_or_else(|| Error::internal(format!("{} has no attribute {attnum}", named())))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(SourceSpec {
@@ -77,11 +87,8 @@ impl SourceSpec {
 
     /// For the pgoutput assembler.
     pub fn wanted(&self) -> Vec<WantedAttribute> {
-        let wanted = |c: &HeldColumn| WantedAttribute {
-            name: c.name.clone(),
-            type_oid: c.type_oid,
-            class: c.class,
-        };
+        let wanted =
+            |c: &HeldColumn| WantedAttribute { name: c.name.clone(), type_oid: c.type_oid, class: c.class };
         self.columns.iter().map(wanted).collect()
     }
 
@@ -106,7 +113,12 @@ impl SourceSpec {
 }
 
 fn held(column: &Column) -> HeldColumn {
-    HeldColumn { attnum: column.attnum, name: column.name.clone(), type_oid: column.ty.oid, class: column.ty.class }
+    HeldColumn {
+        attnum: column.attnum,
+        name: column.name.clone(),
+        type_oid: column.ty.oid,
+        class: column.ty.class,
+    }
 }
 
 /// Quotes an identifier, always.

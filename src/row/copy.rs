@@ -4,51 +4,9 @@
 //! `commands/copyfromparse.c`. Invariant: a row read here is equal, byte for byte, to the row that the stream gives
 //! for the same values.
 
+use super::datum::datum_from_text;
 use super::{Datum, Row, RowBuilder, TypeClass};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The datum of a column's text (also for pgoutput tuples in text format): booleans and integers are packed, every
-/// other class keeps its text.
-///
-/// # Errors
-/// `Protocol` if the text is not what the server prints for the class.
-pub fn datum_from_text(class: TypeClass, text: &[u8]) -> Result<Datum<'_>> {
-    match class {
-        TypeClass::Bool => match text {
-            b"t" => Ok(Datum::Bool(true)),
-            b"f" => Ok(Datum::Bool(false)),
-            _ => Err(malformed("a boolean is neither t nor f")),
-        },
-        class if class.is_int() => match parse_int(text) {
-            Some(value) => Ok(Datum::Int(value)),
-            None => Err(malformed("an integer column holds other text")),
-        },
-        _ => Ok(Datum::Text(text)),
-    }
-}
-
-fn malformed(what: &str) -> Error {
-    Error::new(ErrorKind::Protocol, format!("The server sent a value that can't be read: {what}"))
-}
-
-fn parse_int(text: &[u8]) -> Option<i64> {
-    let (negative, digits) = match text {
-        [b'-', rest @ ..] => (true, rest),
-        _ => (false, text),
-    };
-    if digits.is_empty() || digits.len() > 19 {
-        return None;
-    }
-    // Accumulates on the negative side, which reaches one further.
-    let mut value = 0i64;
-    for b in digits {
-        if !b.is_ascii_digit() {
-            return None;
-        }
-        value = value.checked_mul(10)?.checked_sub(i64::from(b - b'0'))?;
-    }
-    if negative { Some(value) } else { value.checked_neg() }
-}
 
 /// Reads lines of `COPY ... TO STDOUT` (text format, default delimiter and null marker). Keeps its buffers.
 pub struct CopyDecoder {

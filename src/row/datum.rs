@@ -2,6 +2,7 @@
 
 use super::TypeClass;
 use crate::error::{Error, ErrorKind, Result};
+use std::io::Write;
 
 /// A scalar value. `Text` holds the server's own text for every type that is not boolean or integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,10 +33,8 @@ impl<'a> Datum<'a> {
             Datum::Null => return false,
             Datum::Bool(true) => out.push(b't'),
             Datum::Bool(false) => out.push(b'f'),
-            Datum::Int(i) => {
-                let mut digits = itoa_buffer(*i);
-                out.append(&mut digits);
-            }
+            // Writing into a vector does not fail.
+            Datum::Int(i) => drop(write!(out, "{i}")),
             Datum::Text(t) | Datum::Error(t) => out.extend_from_slice(t),
         }
         true

@@ -31,7 +31,7 @@ pub fn write_f64(value: f64, out: &mut Vec<u8>) {
     let (mantissa, exponent) = split(value.abs());
     let mut shortest = Shortest::of(format_args!("{:e}", value.abs()));
     if shortest.is_disputed(mantissa, exponent, mantissa == 1 << 52) {
-        shortest = Shortest::strictly_inside(mantissa, exponent, mantissa == 1 << 52);
+        shortest = Shortest::strictly_inside(mantissa, exponent, mantissa == 1 << 52).unwrap_or(shortest);
     }
     shortest.write(15, out);
 }
@@ -48,7 +48,7 @@ pub fn write_f32(value: f32, out: &mut Vec<u8>) {
     let narrow = fraction == 0 && biased > 1;
     let mut shortest = Shortest::of(format_args!("{:e}", value.abs()));
     if shortest.is_disputed(mantissa, exponent, narrow) {
-        shortest = Shortest::strictly_inside(mantissa, exponent, narrow);
+        shortest = Shortest::strictly_inside(mantissa, exponent, narrow).unwrap_or(shortest);
     }
     shortest.write(6, out);
 }
@@ -150,8 +150,9 @@ impl Shortest {
             || (narrow && binary == exponent - 2 && odd == 4 * mantissa - 1)
     }
 
-    /// The shortest decimal strictly between the bounds, the closest one of those, even digits on a tie.
-    fn strictly_inside(mantissa: u64, exponent: i32, narrow: bool) -> Shortest {
+    /// The shortest decimal strictly between the bounds, the closest one of those, even digits on a tie. There always
+    /// is one: 17 digits separate any two neighbours.
+    fn strictly_inside(mantissa: u64, exponent: i32, narrow: bool) -> Option<Shortest> {
         // All in units of 2^(exponent - 2), then over a common denominator.
         let shift = exponent - 2;
         let value = BigInt::from(mantissa) << 2u32;
@@ -162,8 +163,10 @@ impl Shortest {
         let (value, low, high) = (scale(value), scale(low), scale(high));
         let denominator = BigInt::from(1) << down;
         let magnitude = (mantissa as f64).log10() + f64::from(exponent) * std::f64::consts::LOG10_2;
+        // Never below the true magnitude: one digit too few in the first round does no harm, one too many would.
+        let magnitude = (magnitude + 1e-9).floor() as i32;
         for digits in 1..=18 {
-            let unit = magnitude.floor() as i32 - digits + 1;
+            let unit = magnitude - digits + 1;
             let ten = BigInt::from(10).pow(unit.unsigned_abs());
             // v / 10^unit = numerator / denominator
             let (numerator_scale, denominator) =
@@ -180,11 +183,10 @@ impl Shortest {
             let up_first = twice > denominator || (twice == denominator && !(&floor % 2u32).is_zero());
             let order = if up_first { [&ceiling, &floor] } else { [&floor, &ceiling] };
             if let Some(found) = order.into_iter().find(|c| inside(c)).and_then(BigInt::to_u64) {
-                return Shortest { digits: found, exponent: unit }.without_zeros();
+                return Some(Shortest { digits: found, exponent: unit }.without_zeros());
             }
         }
-        // 17 digits always separate two neighbours; the exact mantissa is a correct, if long, answer.
-        Shortest { digits: mantissa, exponent: 0 }
+        None
     }
 
     fn without_zeros(mut self) -> Shortest {
@@ -369,7 +371,7 @@ mod tests {
             let (mantissa, exponent) = split(value);
             let fast = Shortest::of(format_args!("{value:e}"));
             prop_assume!(!fast.is_disputed(mantissa, exponent, mantissa == 1 << 52));
-            prop_assert_eq!(Shortest::strictly_inside(mantissa, exponent, mantissa == 1 << 52), fast);
+            prop_assert_eq!(Shortest::strictly_inside(mantissa, exponent, mantissa == 1 << 52), Some(fast));
         }
     }
 }

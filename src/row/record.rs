@@ -3,7 +3,7 @@
 //! Source: `record_out` and `record_in` in `utils/adt/rowtypes.c`. Invariant: [`write_record`] prints the server's own
 //! bytes, so that it can be compared with `record::text`; [`parse_record`] reads everything that the server prints.
 
-use super::copy::datum_from_text;
+use super::datum::datum_from_text;
 use super::{Datum, Row, RowBuilder, TypeClass};
 use crate::error::{Error, ErrorKind, Result};
 

@@ -193,6 +193,8 @@ impl FloatSum {
     }
 
     /// avg of either type: float8. The server starts from +0, so an average is never -0 because of its inputs' zeros.
+    /// It also sums squares (`float8_accum`) and fails with 22003 where those overflow, beyond differences of 1e154;
+    /// this average does not.
     pub fn avg(&self) -> Result<Option<f64>, Fault> {
         let Some(sum) = self.sum_f64()? else { return Ok(None) };
         Ok(Some((sum + 0.0) / self.count as f64))
@@ -244,10 +246,9 @@ fn rounded_small(value: i128, exponent: i32, precision: i64, lowest: i64) -> (bo
     let magnitude = value.unsigned_abs();
     let bits = i64::from(128 - magnitude.leading_zeros());
     let drop = excess(bits, exponent, precision, lowest);
-    // Sums are multiples of the smallest float, so `drop` is less than `bits`.
     let kept = magnitude.checked_shr(drop as u32).unwrap_or(0);
     let rest = magnitude - kept.checked_shl(drop as u32).unwrap_or(0);
-    let half = if drop == 0 { u128::MAX } else { 1u128 << (drop - 1) };
+    let half = if drop == 0 { u128::MAX } else { 1u128.checked_shl(drop as u32 - 1).unwrap_or(u128::MAX) };
     let up = rest > half || (rest == half && kept % 2 == 1);
     (value < 0, (kept as u64 + u64::from(up), i64::from(exponent) + drop))
 }
