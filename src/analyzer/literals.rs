@@ -57,8 +57,16 @@ pub async fn find<C: GenericClient + Sync>(
         let select = format!("select {}::{name} as c", quote_literal(literal));
         let bytes = match verify::probe(client, &select).await {
             Ok(query) => constant_bytes(&query, ty),
-            Err(e) if e.kind() == ErrorKind::Unsupported => None,
-            Err(e) => return Err(e),
+            Err(e) => match e.kind() {
+                ErrorKind::Connection
+                | ErrorKind::Contention
+                | ErrorKind::Privilege
+                | ErrorKind::ServerSetup => {
+                    return Err(e);
+                }
+                // The type does not take this text.
+                _ => None,
+            },
         };
         if let Some(bytes) = bytes.filter(|b| wanted.get_mut(&ty).is_some_and(|w| w.remove(b))) {
             loaded.facts.literals.insert((ty, bytes), literal.clone());
