@@ -119,7 +119,8 @@ begin
     end if;
     reply := pgtrickle._answer(
         pgtrickle._request('analyze', jsonb_build_object('pgt_id', id, 'name', label, 'mode', requested,
-            'tree', (select r.ev_action::text from pg_rewrite r where r.ev_class = view and r.rulename = '_RETURN'))),
+            -- With this function's search_path every name in it is qualified.
+            'query', pg_get_viewdef(view))),
         'main', wanted);
     if reply is null then
         raise notice 'the sidecar did not analyse the query within %; it decides after the commit', wanted;
