@@ -5,6 +5,8 @@ pub mod analyzer;
 pub mod apply;
 pub mod capture;
 pub mod catalog;
+pub mod cli;
+pub mod config;
 pub mod dataflow;
 pub mod error;
 pub mod evaluate;
