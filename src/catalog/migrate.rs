@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// Key of the advisory lock that keeps two migrations apart (the lease of a pipeline has another second half).
-const LOCK: &str = "pg_catalog.pg_advisory_xact_lock(1346852939, pg_catalog.hashtext('pgtrickle schema files'))";
+const LOCK: &str =
+    "pg_catalog.pg_advisory_xact_lock(1346852939, pg_catalog.hashtext('pgtrickle schema files'))";
 
 /// Settings of the transaction: nothing of the session may decide what a name in the files means.
 const PREPARE: &str = "set local search_path = pg_catalog, pg_temp; set local client_min_messages = warning; \
@@ -175,8 +176,10 @@ fn check_server(version: i32, standby: bool, extension: bool) -> Result<()> {
     Ok(())
 }
 
-const EXTENSION: &str = "the extension pg_trickle is installed in this database and owns the schema pgtrickle";
-const EXTENSION_HINT: &str = "note its stream tables, then DROP EXTENSION pg_trickle CASCADE, or use another database";
+const EXTENSION: &str =
+    "the extension pg_trickle is installed in this database and owns the schema pgtrickle";
+const EXTENSION_HINT: &str =
+    "note its stream tables, then DROP EXTENSION pg_trickle CASCADE, or use another database";
 
 fn extension_found() -> Error {
     Error::new(ErrorKind::SchemaVersion, EXTENSION).with_hint(EXTENSION_HINT)
@@ -186,9 +189,9 @@ fn check_age(known: &[(String, String)], version: Option<i32>) -> Result<()> {
     let strange = known.iter().map(|(name, _)| name).find(|name| FILES.iter().all(|file| file.name != *name));
     let newer = match strange {
         Some(name) => Some(format!("the schema holds {name}, which this binary does not know")),
-        None => version.filter(|version| *version > SCHEMA_VERSION).map(|version| {
-            format!("the schema has version {version}, this binary knows {SCHEMA_VERSION}")
-        }),
+        None => version
+            .filter(|version| *version > SCHEMA_VERSION)
+            .map(|version| format!("the schema has version {version}, this binary knows {SCHEMA_VERSION}")),
     };
     match newer {
         None => Ok(()),
@@ -208,7 +211,9 @@ fn failed(what: &str) -> impl Fn(tokio_postgres::Error) -> Error + use<> {
         let (kind, hint) = match state.as_str() {
             "42501" => (
                 ErrorKind::Privilege,
-                Some("run init as a superuser or the database's owner, or give a DBA the output of init --print"),
+                Some(
+                    "run init as a superuser or the database's owner, or give a DBA the output of init --print",
+                ),
             ),
             "25006" => (ErrorKind::ServerSetup, Some("the server accepts no writes: connect to the primary")),
             "55P03" | "40P01" | "40001" => {
