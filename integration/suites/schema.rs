@@ -236,3 +236,47 @@ async fn a_refresh_without_a_sidecar_recomputes_and_with_one_it_waits() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_proven_by_the_sidecar_becomes_the_primary_key() {
+    for_each_major(async |server| {
+        let database = installed(server).await;
+        let dba = database.as_dba().await;
+        // The answers to the first three requests of a sidecar that holds the lease.
+        dba.batch_execute(
+            r#"select pg_advisory_lock(1346852939, hashtext('main'));
+            insert into pgtrickle.pgt_answers (request_id, answer) values
+            (1, '{"ok": true, "mode": "DIFFERENTIAL", "key": ["id"]}'),
+            (2, '{"ok": false, "sqlstate": "0A000", "message": "random() is volatile", "hint": "use FULL"}'),
+            (3, '{"ok": true, "mode": "FULL", "reason": "random() is volatile"}')"#,
+        )
+        .await
+        .unwrap();
+        let app = database.as_app().await;
+        app.batch_execute(
+            "create table src (id int primary key, u int); insert into src select i, i from generate_series(1, 9) i;
+             select pgtrickle.create_stream_table('keyed', 'select id, u from src'); create unique index on keyed (u)",
+        )
+        .await
+        .unwrap();
+        let volatile = "select pgtrickle.create_stream_table('r', 'select random() as r from src', refresh_mode => '";
+        let (state, message, hint) = failure(&app, &format!("{volatile}DIFFERENTIAL')")).await;
+        assert_eq!((state.as_str(), message.as_str(), hint.as_str()), ("0A000", "random() is volatile", "use FULL"));
+        app.batch_execute(&format!("{volatile}AUTO')")).await.unwrap();
+        let why = "select downgrade_reason from pgtrickle.explain_refresh_mode('r')";
+        assert_eq!(value(&app, why).await, "random() is volatile");
+        let sidecar = database.as_sidecar().await;
+        let apply = "select deleted_rows || ',' || inserted_rows from pgtrickle_queries.apply_1";
+        let swap = format!("{apply}(array['(1,1)','(2,2)'], array['(1,2)','(2,1)'])");
+        assert_eq!(value(&sidecar, &swap).await, "2,2");
+        assert_eq!(value(&sidecar, &format!("{apply}(null, array['(3,)'])")).await, "0,1");
+        assert_eq!(failure(&sidecar, &format!("{apply}(null, array['(4,5)'])")).await.0, "23505");
+        let recompute = "select recompute_1::text from pgtrickle_queries.recompute_1()";
+        // All but one value (5) of the user's unique index moves: the difference is written as deletes and inserts.
+        app.batch_execute("update src set u = 10 - u").await.unwrap();
+        assert_eq!(value(&sidecar, recompute).await, "(0,8,0)");
+        assert_eq!(value(&sidecar, recompute).await, "(0,0,0)");
+        assert_eq!(value(&app, "select count(*) from (table keyed except table src) d").await, "0");
+    })
+    .await;
+}
