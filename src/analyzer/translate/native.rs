@@ -76,6 +76,10 @@ fn fold(kernel: Kernel, args: &[Expr]) -> Option<Expr> {
     let literal = |d: Datum<'_>| Some(Expr::Literal(Row::from_datums([d])));
     match kernel {
         Kernel::IntToNumeric => literal(Datum::Text(i.to_string().as_bytes())),
+        // Larger ones are printed with an exponent.
+        Kernel::IntToFloat8 if i.unsigned_abs() < 1_000_000_000_000_000 => {
+            literal(Datum::Text(i.to_string().as_bytes()))
+        }
         Kernel::IntCast(IntWidth::I8) => literal(Datum::Int(i)),
         Kernel::IntCast(IntWidth::I4) if i32::try_from(i).is_ok() => literal(Datum::Int(i)),
         Kernel::IntCast(IntWidth::I2) if i16::try_from(i).is_ok() => literal(Datum::Int(i)),
@@ -160,6 +164,12 @@ impl Compiler<'_> {
             let typmod = args.get(1).filter(|n| n.tag == "CONST" && !n.bool("constisnull"))?;
             let kernel = Kernel::NumericTypmod(constants::int4(typmod)?);
             return Some(Expr::Call { kernel, args: vec![self.expr(args.first()?)?] });
+        }
+        if function.source == "numeric_float8" {
+            let Expr::Literal(row) = self.expr(args.first()?)? else { return None };
+            let Datum::Text(text) = row.get(0) else { return None };
+            let text = constants::float8_text(std::str::from_utf8(text).ok()?.parse().ok()?)?;
+            return Some(Expr::Literal(Row::from_datums([Datum::Text(text.as_bytes())])));
         }
         let rules = collation_rules(self.facts, node.oid("inputcollid").ok()?);
         let kernel = kernels::kernel(&function.source, rules)?;
