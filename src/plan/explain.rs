@@ -94,8 +94,9 @@ impl Explainer<'_> {
             }
             Rel::Project { input, exprs } => {
                 let input = self.rel(input);
-                let labels: Vec<String> = exprs.iter().map(|e| expr(e, &input.labels, false)).collect();
-                nested(format!("Project {}", labels.join(", ")), vec![input], labels)
+                let text = |inner| exprs.iter().map(|e| expr(e, &input.labels, inner)).collect::<Vec<_>>();
+                let (shown, labels) = (text(false), text(true));
+                nested(format!("Project {}", shown.join(", ")), vec![input], labels)
             }
             Rel::Evaluate { input, batch } => {
                 let input = self.rel(input);

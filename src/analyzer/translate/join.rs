@@ -122,11 +122,11 @@ impl Translator<'_> {
             ));
         }
         let (ta, tb) = (types::type_name(self.facts(), ta.oid), types::type_name(self.facts(), tb.oid));
-        Err(Refusal::new(
+        let refusal = Refusal::new(
             "unsupported.equality",
             format!("a join compares {ta} with {tb}, whose equality only the server knows"),
-        )
-        .hint("cast both sides to one type"))
+        );
+        Err(if ta == tb { refusal } else { refusal.hint("cast both sides to one type") })
     }
 
     /// `node` as an equality between an expression over `left` and one over `right`.
