@@ -161,6 +161,11 @@ impl Translator<'_> {
         let ty = self.type_of(&argument)?;
         let shown = format!("({})", types::type_name(self.facts(), ty.oid));
         let rules = collation_rules(self.facts(), node.oid("inputcollid")?);
+        // `count(1)` counts rows.
+        let constant = argument.tag == "CONST" && !argument.bool("constisnull");
+        if name == "count" && constant && node.list("aggdistinct").is_empty() {
+            return Ok(Call { function: AggregateFunction::CountStar, argument: None, filter, distinct: None });
+        }
         let function = match name {
             "count" => AggregateFunction::Count,
             "min" | "max" => {
