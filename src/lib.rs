@@ -4,6 +4,7 @@
 pub mod analyzer;
 pub mod error;
 pub mod plan;
+pub mod postgres;
 pub mod row;
 
 pub use error::{Error, ErrorKind, Result};

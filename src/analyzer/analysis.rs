@@ -176,11 +176,7 @@ async fn output_columns(
     Ok(rows.iter().map(column).collect())
 }
 
-fn plan(
-    loaded: &Loaded,
-    owner: u32,
-    columns: &[OutputColumn],
-) -> translate::Step<(Plan, Vec<Remote>)> {
+fn plan(loaded: &Loaded, owner: u32, columns: &[OutputColumn]) -> translate::Step<(Plan, Vec<Remote>)> {
     let Loaded { query, views, generated, facts } = loaded;
     let inputs = Inputs { facts, views, generated, owner: Some(owner) };
     let Translated { rel, upstreams, notices, remote } = translate::translate(inputs, query)?;
@@ -247,7 +243,8 @@ fn source_uses(rel: &Rel) -> Vec<SourceUse> {
         }
     });
     let uses = uses.into_iter();
-    uses.map(|(source, attributes)| SourceUse { source, attributes: attributes.into_iter().collect() }).collect()
+    uses.map(|(source, attributes)| SourceUse { source, attributes: attributes.into_iter().collect() })
+        .collect()
 }
 
 fn source_facts(relations: &[Relation], plan: Option<&Plan>) -> Vec<SourceFacts> {

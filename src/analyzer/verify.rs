@@ -9,7 +9,7 @@
 
 use tokio_postgres::GenericClient;
 
-use super::deparse::{Inputs, collation_of, type_of, typmod_of};
+use super::deparse::{Inputs, collation_of, length_coercion, type_of, typmod_of};
 use super::facts::Facts;
 use super::load::query_of;
 use super::lookup;
@@ -136,7 +136,7 @@ fn check_inputs(facts: &Facts, batch: &RemoteBatch, source: &Node) -> Result<()>
                 "VAR" | "CONST" | "COERCEVIAIO" | "COLLATEEXPR" | "COERCETODOMAIN" => true,
                 // The length of an array's elements; what it does to each of them is below it.
                 "ARRAYCOERCEEXPR" | "CASETESTEXPR" => true,
-                "FUNCEXPR" => n.oid("funcid").is_ok_and(|f| f < FIRST_NORMAL),
+                "FUNCEXPR" => n.oid("funcid").is_ok_and(|f| f < FIRST_NORMAL) || is_length(n),
                 "RELABELTYPE" => n.oid("resulttype").is_ok_and(|t| reads_text(facts, t)),
                 _ => false,
             };
@@ -149,6 +149,12 @@ fn check_inputs(facts: &Facts, batch: &RemoteBatch, source: &Node) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// The type's own length coercion, which the stored value has been through before.
+fn is_length(cast: &Node) -> bool {
+    let arg = cast.nodes("args").ok().and_then(|args| args.first().and_then(|a| type_of(a).ok()));
+    length_coercion(cast).is_some() && arg.is_some() && arg == cast.oid("funcresulttype").ok()
 }
 
 /// The type's input function takes the text as it is.

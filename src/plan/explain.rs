@@ -67,9 +67,8 @@ impl Explainer<'_> {
             Rel::Source { source, attributes } => {
                 let known = self.names.sources.get(source);
                 let name = known.map_or_else(|| format!("relation {source}"), |(n, _)| n.clone());
-                let column = |a: &i16| {
-                    known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"))
-                };
+                let column =
+                    |a: &i16| known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"));
                 leaf("Source", &name, attributes.iter().map(column).collect())
             }
             Rel::StreamTable { view, columns } => {
@@ -111,7 +110,8 @@ impl Explainer<'_> {
                 let inputs: Vec<String> = (batch.inputs.iter().enumerate())
                     .map(|(i, r)| format!("c{} = {}", i + 1, label(&input.labels, r.column)))
                     .collect();
-                let over = if inputs.is_empty() { String::new() } else { format!(" over {}", inputs.join(", ")) };
+                let over =
+                    if inputs.is_empty() { String::new() } else { format!(" over {}", inputs.join(", ")) };
                 nested(format!("Evaluate {}{over}", parts.join(", ")), vec![input], labels)
             }
             Rel::Join { kind, left, right, on, residual } => {
@@ -212,8 +212,9 @@ fn expr(e: &Expr, labels: &[String], inner: bool) -> String {
         Expr::IsNotNull(arg) => (format!("{} IS NOT NULL", sub(arg)), true),
         Expr::BooleanTest { arg, test } => (format!("{} {}", sub(arg), boolean_test(*test)), true),
         Expr::Case { branches, otherwise } => {
-            let branch =
-                |(w, t): &(Expr, Expr)| format!(" WHEN {} THEN {}", expr(w, labels, false), expr(t, labels, false));
+            let branch = |(w, t): &(Expr, Expr)| {
+                format!(" WHEN {} THEN {}", expr(w, labels, false), expr(t, labels, false))
+            };
             let branches: String = branches.iter().map(branch).collect();
             (format!("CASE{branches} ELSE {} END", expr(otherwise, labels, false)), false)
         }

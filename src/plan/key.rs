@@ -34,7 +34,8 @@ pub fn derive(rel: &Rel, facts: &KeyFacts) -> Option<Vec<usize>> {
     if proven.keys.iter().any(BTreeSet::is_empty) {
         return None;
     }
-    let smallest = proven.keys.into_iter().min_by_key(|k| (k.len(), k.iter().copied().collect::<Vec<_>>()))?;
+    let smallest =
+        proven.keys.into_iter().min_by_key(|k| (k.len(), k.iter().copied().collect::<Vec<_>>()))?;
     Some(smallest.into_iter().collect())
 }
 
@@ -135,9 +136,11 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             let input = prove(input, facts);
             let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
             let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();
-            not_null.extend(aggregates.iter().map(|a| {
-                matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count)
-            }));
+            not_null.extend(
+                aggregates
+                    .iter()
+                    .map(|a| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count)),
+            );
             let mut proven = Proven::new(not_null, []);
             proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
             proven.add(proven.reduced((0..columns.len()).collect()));
@@ -204,7 +207,8 @@ fn join(
     residual: Option<&Expr>,
 ) -> Proven {
     let width = left.not_null.len();
-    let (left_on, right_on): (BTreeSet<usize>, BTreeSet<usize>) = on.iter().map(|k| (k.left, k.right)).unzip();
+    let (left_on, right_on): (BTreeSet<usize>, BTreeSet<usize>) =
+        on.iter().map(|k| (k.left, k.right)).unzip();
     // At most one partner: some key of the other side is among its join columns (which are NOT NULL where they match).
     let one_right = right.keys.iter().any(|k| k.is_subset(&right_on));
     let one_left = left.keys.iter().any(|k| k.is_subset(&left_on));

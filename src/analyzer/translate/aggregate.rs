@@ -132,12 +132,17 @@ impl Translator<'_> {
             return Err(unknown_form("an aggregate of an outer query level"));
         }
         let oid = node.oid("aggfnoid")?;
-        let function = self.facts().functions.get(&oid).ok_or_else(|| unknown_form("an aggregate without a name"))?;
+        let function =
+            self.facts().functions.get(&oid).ok_or_else(|| unknown_form("an aggregate without a name"))?;
         let name = function.name.as_str();
         let refuse = |detail: &str| {
-            Refusal::new("unsupported.aggregate", format!("the aggregate {name}{detail} is not maintained incrementally yet"))
+            Refusal::new(
+                "unsupported.aggregate",
+                format!("the aggregate {name}{detail} is not maintained incrementally yet"),
+            )
         };
-        if !function.is_builtin() || node.text("aggkind").as_deref() != Some("n") || node.bool("aggvariadic") {
+        if !function.is_builtin() || node.text("aggkind").as_deref() != Some("n") || node.bool("aggvariadic")
+        {
             return Err(refuse(""));
         }
         if !node.list("aggorder").is_empty() {
@@ -146,7 +151,12 @@ impl Translator<'_> {
         let filter = node.optional_node("aggfilter").cloned();
         if node.bool("aggstar") {
             return match name {
-                "count" => Ok(Call { function: AggregateFunction::CountStar, argument: None, filter, distinct: None }),
+                "count" => Ok(Call {
+                    function: AggregateFunction::CountStar,
+                    argument: None,
+                    filter,
+                    distinct: None,
+                }),
                 _ => Err(refuse("(*)")),
             };
         }
@@ -164,7 +174,12 @@ impl Translator<'_> {
         // `count(1)` counts rows.
         let constant = argument.tag == "CONST" && !argument.bool("constisnull");
         if name == "count" && constant && node.list("aggdistinct").is_empty() {
-            return Ok(Call { function: AggregateFunction::CountStar, argument: None, filter, distinct: None });
+            return Ok(Call {
+                function: AggregateFunction::CountStar,
+                argument: None,
+                filter,
+                distinct: None,
+            });
         }
         let function = match name {
             "count" => AggregateFunction::Count,

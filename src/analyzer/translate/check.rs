@@ -94,7 +94,8 @@ fn one(facts: &Facts, node: &Node) -> Step<()> {
                 return Err(missing("a type of a cast"));
             };
             for oid in [from.output, to.input] {
-                let io = facts.functions.get(&oid).ok_or_else(|| missing("a type's input or output function"))?;
+                let io =
+                    facts.functions.get(&oid).ok_or_else(|| missing("a type's input or output function"))?;
                 if io.volatility != 'i' {
                     return Err(Refusal::new(
                         "unsupported.stable_function",
@@ -148,12 +149,16 @@ fn is_proven_immutable(facts: &Facts, function: &Function, args: &[&Node]) -> bo
 
 fn describe(facts: &Facts, function: &Function) -> String {
     let args: Vec<String> = function.arguments.iter().map(|a| types::type_name(facts, *a)).collect();
-    let schema = if function.schema == "pg_catalog" { String::new() } else { format!("{}.", function.schema) };
+    let schema =
+        if function.schema == "pg_catalog" { String::new() } else { format!("{}.", function.schema) };
     format!("{schema}{}({})", function.name, args.join(", "))
 }
 
 fn volatile(what: &str) -> Refusal {
-    Refusal::new("unsupported.volatile_function", format!("{what} is volatile: it gives another result on each call"))
+    Refusal::new(
+        "unsupported.volatile_function",
+        format!("{what} is volatile: it gives another result on each call"),
+    )
 }
 
 fn set_returning(facts: &Facts, oid: u32) -> Refusal {

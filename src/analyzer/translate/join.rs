@@ -62,9 +62,8 @@ impl Translator<'_> {
 
     fn inner(&mut self, left: Part, right: Part, conditions: &mut Vec<Condition>) -> Step<Part> {
         let entries: BTreeSet<i64> = left.0.union(&right.0).copied().collect();
-        let early_key = conditions
-            .iter()
-            .any(|c| self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early));
+        let early_key =
+            conditions.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early));
         let usable = |c: &Condition| {
             let covered = !c.entries.is_empty() && c.entries.is_subset(&entries);
             // A key that may fail is computed before the join only if there is no other key.
@@ -94,13 +93,16 @@ impl Translator<'_> {
             _ => false,
         };
         if !one_row(&left.1.rel) && !one_row(&right.1.rel) {
-            self.notice("tables are joined without an equality condition: each pair of rows is kept and compared");
+            self.notice(
+                "tables are joined without an equality condition: each pair of rows is kept and compared",
+            );
         }
         Ok(())
     }
 
     fn refuse_foreign_equality(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> Step<()> {
-        let name = node.oid("opno").ok().and_then(|o| self.facts().operators.get(&o)).map(|o| o.name.as_str());
+        let name =
+            node.oid("opno").ok().and_then(|o| self.facts().operators.get(&o)).map(|o| o.name.as_str());
         if node.tag != "OPEXPR" || name != Some("=") || self.equality(node, left, right).is_some() {
             return Ok(());
         }
@@ -213,8 +215,7 @@ impl Translator<'_> {
         let blocks = Stage::joined_blocks(&left, &right);
         let columns = left.columns.iter().chain(&right.columns).cloned().collect();
         let (left, right) = (Box::new(left.rel), Box::new(right.rel));
-        let mut stage =
-            Stage { rel: Rel::Constant { rows: Vec::new() }, columns, blocks };
+        let mut stage = Stage { rel: Rel::Constant { rows: Vec::new() }, columns, blocks };
         let mut residual = Vec::new();
         for condition in &others {
             let placed = stage.place(&condition.node)?;

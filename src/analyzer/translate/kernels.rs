@@ -69,7 +69,9 @@ pub fn comparison(symbol: &str, collation: CollationRules) -> Option<(Order, Com
     let equality = matches!(comparison, Comparison::Eq | Comparison::Ne);
     let order = match stem {
         "bool" => Order::Bool,
-        "int2" | "int4" | "int8" | "int24" | "int42" | "int28" | "int82" | "int48" | "int84" | "oid" => Order::Int,
+        "int2" | "int4" | "int8" | "int24" | "int42" | "int28" | "int82" | "int48" | "int84" | "oid" => {
+            Order::Int
+        }
         "numeric_" => Order::Numeric,
         // float48 and its like widen the narrower value first, whose shortest text is not that of the wider one.
         "float4" | "float8" => Order::Float,

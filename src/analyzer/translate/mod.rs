@@ -31,8 +31,8 @@ use crate::row::key::KeyForm;
 pub use compute::{Remote, input_of};
 pub use prune::prune;
 pub use refusal::{Refusal, Step};
-pub use types::info as type_info;
 use stage::{Stage, rewrite};
+pub use types::info as type_info;
 
 /// Nesting of query levels and views past this is refused.
 const MAX_DEPTH: usize = 64;
@@ -128,7 +128,7 @@ impl<'a> Translator<'a> {
         if let Some(quals) = tree.optional_node("quals") {
             self.conjuncts(frame, quals, &mut conditions)?;
         }
-        let stage = self.from_list(frame, &tree.nodes("fromlist")?, conditions)?;
+        let stage = self.rows_of_items(frame, &tree.nodes("fromlist")?, conditions)?;
         let mut targets = Vec::new();
         for entry in query.nodes("targetList")?.iter().filter(|t| !t.bool("resjunk")) {
             targets.push(stage.place(&self.expand(frame, entry.node("expr")?)?)?);
@@ -154,7 +154,8 @@ impl<'a> Translator<'a> {
     /// Equal rows once; every column needs a native equality.
     fn distinct(&mut self, frame: &Frame<'_>, stage: Stage, what: &str) -> Step<Stage> {
         let targets = frame.query.nodes("targetList")?;
-        let names: Vec<_> = targets.iter().filter(|t| !t.bool("resjunk")).map(|t| t.text("resname")).collect();
+        let names: Vec<_> =
+            targets.iter().filter(|t| !t.bool("resjunk")).map(|t| t.text("resname")).collect();
         let mut keys = Vec::with_capacity(stage.columns.len());
         for (i, ty) in stage.columns.iter().enumerate() {
             keys.push(self.key_form(ty, || {
@@ -235,7 +236,8 @@ impl<'a> Translator<'a> {
 
 /// Clauses that no later step looks at.
 fn refuse_clauses(query: &Node) -> Step<()> {
-    if query.tag != "QUERY" || query.int("commandType")? != 1 || query.optional_node("utilityStmt").is_some() {
+    if query.tag != "QUERY" || query.int("commandType")? != 1 || query.optional_node("utilityStmt").is_some()
+    {
         return Err(Refusal::new("unsupported.statement", "the query is no SELECT"));
     }
     let present = |field: &str| !query.list(field).is_empty() || query.optional_node(field).is_some();
@@ -247,11 +249,17 @@ fn refuse_clauses(query: &Node) -> Step<()> {
             "a function in the select list returns a set of rows",
         ))
     } else if query.bool("hasRecursive") {
-        Some(Refusal::new("unsupported.recursive_query", "WITH RECURSIVE is not maintained incrementally yet"))
+        Some(Refusal::new(
+            "unsupported.recursive_query",
+            "WITH RECURSIVE is not maintained incrementally yet",
+        ))
     } else if query.bool("hasModifyingCTE") {
         Some(Refusal::new("unsupported.statement", "WITH contains a statement that writes"))
     } else if query.bool("hasForUpdate") || present("rowMarks") {
-        Some(Refusal::new("unsupported.row_locks", "FOR UPDATE and FOR SHARE lock rows, which a stream table cannot"))
+        Some(Refusal::new(
+            "unsupported.row_locks",
+            "FOR UPDATE and FOR SHARE lock rows, which a stream table cannot",
+        ))
     } else if query.bool("hasDistinctOn") {
         Some(Refusal::new("unsupported.distinct_on", "DISTINCT ON is not maintained incrementally yet"))
     } else if present("groupingSets") {
@@ -271,8 +279,11 @@ fn refuse_clauses(query: &Node) -> Step<()> {
 }
 
 fn refused_sublink() -> Refusal {
-    Refusal::new("unsupported.sublink", "subqueries in expressions (EXISTS, IN, scalar) are not maintained incrementally yet")
-        .hint("write it as a join with a subquery in FROM")
+    Refusal::new(
+        "unsupported.sublink",
+        "subqueries in expressions (EXISTS, IN, scalar) are not maintained incrementally yet",
+    )
+    .hint("write it as a join with a subquery in FROM")
 }
 
 fn refused_window() -> Refusal {

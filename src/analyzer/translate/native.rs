@@ -124,7 +124,8 @@ impl Compiler<'_> {
             }
             "BOOLEANTEST" => {
                 use BooleanTest::*;
-                const TESTS: [BooleanTest; 6] = [IsTrue, IsNotTrue, IsFalse, IsNotFalse, IsUnknown, IsNotUnknown];
+                const TESTS: [BooleanTest; 6] =
+                    [IsTrue, IsNotTrue, IsFalse, IsNotFalse, IsUnknown, IsNotUnknown];
                 let test = *TESTS.get(usize::try_from(node.int("booltesttype").ok()?).ok()?)?;
                 Some(Expr::BooleanTest { arg: Box::new(self.expr(node.node("arg").ok()?)?), test })
             }
@@ -216,9 +217,7 @@ impl Compiler<'_> {
         let rules = collation_rules(self.facts, node.oid("inputcollid").ok()?);
         let kernel = kernels::kernel(&function.source, rules)?;
         let scalar = self.expr(scalar)?;
-        let compare = |n: &Node| {
-            Some(Expr::Call { kernel, args: vec![scalar.clone(), self.expr(n)?] })
-        };
+        let compare = |n: &Node| Some(Expr::Call { kernel, args: vec![scalar.clone(), self.expr(n)?] });
         let tests: Vec<Expr> = elements.into_iter().map(compare).collect::<Option<_>>()?;
         Some(if node.bool("useOr") { Expr::Or(tests) } else { Expr::And(tests) })
     }

@@ -83,8 +83,8 @@ fn narrow(rel: Rel, need: &BTreeSet<usize>) -> (Rel, Map) {
             kept.iter().for_each(|e| columns_of(e, &mut inner));
             let (input, below) = narrow(*input, &inner);
             let kept: Vec<Expr> = kept.into_iter().map(|e| remap(e, &below)).collect();
-            let identity = kept.len() == width(&input)
-                && kept.iter().enumerate().all(|(i, e)| *e == Expr::Column(i));
+            let identity =
+                kept.len() == width(&input) && kept.iter().enumerate().all(|(i, e)| *e == Expr::Column(i));
             (if identity { input } else { project(input, kept) }, map)
         }
         Rel::Evaluate { input, batch } => evaluate(*input, batch, need),
@@ -100,8 +100,7 @@ fn narrow(rel: Rel, need: &BTreeSet<usize>) -> (Rel, Map) {
             let (lm, rm) = (exact_map(left_width, &left_need), exact_map(width(&right), &right_need));
             let (left, right) = (exact(*left, &left_need), exact(*right, &right_need));
             let offset = left_need.len();
-            let map: Map =
-                lm.iter().copied().chain(rm.iter().map(|c| c.map(|c| c + offset))).collect();
+            let map: Map = lm.iter().copied().chain(rm.iter().map(|c| c.map(|c| c + offset))).collect();
             let on = on
                 .into_iter()
                 .map(|k| JoinKey { left: moved(&lm, k.left), right: moved(&rm, k.right), form: k.form })
@@ -136,7 +135,8 @@ fn evaluate(input: Rel, batch: RemoteBatch, need: &BTreeSet<usize>) -> (Rel, Map
     inner.extend(batch.inputs.iter().map(|i| i.column));
     let mut map = exact_map(before, &inner);
     let input = exact(input, &inner);
-    let inputs = batch.inputs.into_iter().map(|i| RemoteInput { column: moved(&map, i.column), ..i }).collect();
+    let inputs =
+        batch.inputs.into_iter().map(|i| RemoteInput { column: moved(&map, i.column), ..i }).collect();
     map.resize(total, None);
     kept.iter().enumerate().for_each(|(new, old)| map[before + old] = Some(inner.len() + new));
     let exprs =

@@ -52,8 +52,10 @@ impl Translator<'_> {
     }
 
     fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
-        let numbers = |field: &str| -> Vec<i64> { node.list(field).iter().filter_map(Value::as_int).collect() };
-        let (oids, typmods, collations) = (numbers("colTypes"), numbers("colTypmods"), numbers("colCollations"));
+        let numbers =
+            |field: &str| -> Vec<i64> { node.list(field).iter().filter_map(Value::as_int).collect() };
+        let (oids, typmods, collations) =
+            (numbers("colTypes"), numbers("colTypmods"), numbers("colCollations"));
         if oids.len() != typmods.len() || oids.len() != collations.len() {
             return Err(unknown_form("columns of a set operation"));
         }
@@ -97,7 +99,8 @@ impl Translator<'_> {
             // From a domain to its base type.
             (a, b) if a == b && a != Other && self.base(from) == self.base(to) => Ok(input),
             _ => {
-                let (f, t) = (types::type_name(self.facts(), from.oid), types::type_name(self.facts(), to.oid));
+                let (f, t) =
+                    (types::type_name(self.facts(), from.oid), types::type_name(self.facts(), to.oid));
                 Err(Refusal::new(
                     "unsupported.set_operation_cast",
                     format!("UNION casts column {} from {f} to {t} implicitly", column + 1),

@@ -2,8 +2,8 @@
 
 use crate::analyzer::facts::Relation;
 use crate::analyzer::node::Node;
-use crate::plan::expr::Expr;
 use crate::plan::Rel;
+use crate::plan::expr::Expr;
 use crate::row::{Row, TypeInfo};
 
 use super::refusal::{Refusal, Step};
@@ -137,10 +137,8 @@ impl Translator<'_> {
         let attributes: Vec<i16> = relation.columns.iter().map(|c| c.attnum).collect();
         let columns: Vec<TypeInfo> = relation.columns.iter().map(|c| c.ty.clone()).collect();
         let stored: Vec<usize> = (0..columns.len()).filter(|&i| !is_generated(relation, i)).collect();
-        let source = Rel::Source {
-            source: relation.oid,
-            attributes: stored.iter().map(|&i| attributes[i]).collect(),
-        };
+        let source =
+            Rel::Source { source: relation.oid, attributes: stored.iter().map(|&i| attributes[i]).collect() };
         if stored.len() == columns.len() {
             return Ok((Stage::new(source, columns), attributes));
         }
@@ -161,7 +159,10 @@ impl Translator<'_> {
                 let position = stored.iter().position(|&s| i64::from(attributes[s]) == attribute);
                 let position = position.ok_or_else(|| {
                     let name = format!("{}.{}", full_name(relation), relation.columns[i].name);
-                    Refusal::new("unsupported.generated_column", format!("the generated column {name} is not a function of stored columns"))
+                    Refusal::new(
+                        "unsupported.generated_column",
+                        format!("the generated column {name} is not a function of stored columns"),
+                    )
                 })?;
                 Ok(Some(column_node(position, &columns[stored[position]])))
             })?);
@@ -198,16 +199,25 @@ fn check_source(relation: &Relation) -> Step<()> {
     let refuse = |code, reason: String| Err(Refusal::new(code, reason));
     match relation.kind {
         'm' => {
-            return refuse("unsupported.materialized_view", format!("{name} is a materialized view, whose REFRESH is not in the change stream"));
+            return refuse(
+                "unsupported.materialized_view",
+                format!("{name} is a materialized view, whose REFRESH is not in the change stream"),
+            );
         }
         'f' => {
-            return refuse("unsupported.foreign_table", format!("{name} is a foreign table, whose changes are not in this server's WAL"));
+            return refuse(
+                "unsupported.foreign_table",
+                format!("{name} is a foreign table, whose changes are not in this server's WAL"),
+            );
         }
         'r' | 'p' => {}
         _ => return refuse("unsupported.relation", format!("{name} is not a table")),
     }
     if relation.oid < FIRST_NORMAL_OID || relation.schema == "information_schema" {
-        return refuse("unsupported.system_catalog", format!("{name} is a system catalog, whose changes are not published"));
+        return refuse(
+            "unsupported.system_catalog",
+            format!("{name} is a system catalog, whose changes are not published"),
+        );
     }
     if relation.kind == 'p' || relation.has_children || relation.is_partition {
         return refuse(
@@ -234,7 +244,9 @@ fn check_source(relation: &Relation) -> Step<()> {
     }
     let has_key = relation.unique_keys.iter().any(|k| k.is_replica_identity && k.not_null);
     let key_is_sent = relation.unique_keys.iter().filter(|k| k.is_replica_identity).all(|k| {
-        k.attributes.iter().all(|a| relation.columns.iter().any(|c| c.attnum == *a && !matches!(c.generated, 's' | 'v')))
+        k.attributes
+            .iter()
+            .all(|a| relation.columns.iter().any(|c| c.attnum == *a && !matches!(c.generated, 's' | 'v')))
     });
     if relation.replica_identity != 'f' && !(has_key && key_is_sent) {
         return Err(Refusal::new(

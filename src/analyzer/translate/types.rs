@@ -14,7 +14,12 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         "VAR" => ("vartype", "vartypmod", "varcollid"),
         "CONST" => ("consttype", "consttypmod", "constcollid"),
         "FUNCEXPR" => {
-            return Ok(info(facts, node.oid("funcresulttype")?, function_typmod(node), node.oid("funccollid")?));
+            return Ok(info(
+                facts,
+                node.oid("funcresulttype")?,
+                function_typmod(node),
+                node.oid("funccollid")?,
+            ));
         }
         "OPEXPR" | "NULLIFEXPR" => ("opresulttype", "", "opcollid"),
         "RELABELTYPE" => ("resulttype", "resulttypmod", "resultcollid"),

@@ -1,0 +1,15 @@
+//! What every suite needs: servers, databases, the sidecar process, waits, an oracle and faults.
+//!
+//! Invariant: a test leaves nothing behind (database, slots, processes, folders), whether it passes, fails or is killed.
+
+pub mod database;
+pub mod fault;
+pub mod oracle;
+pub mod servers;
+pub mod sidecar;
+pub mod wait;
+
+pub use database::TestDatabase;
+pub use servers::{Server, for_each_major, own_cluster, shared};
+pub use sidecar::Sidecar;
+pub use wait::{SOON, wait_until};

@@ -1,0 +1,10 @@
+//! The suites; each file is one subject.
+
+mod analyzer_deparse;
+mod analyzer_load;
+mod analyzer_plans;
+mod analyzer_proof;
+mod analyzer_support;
+mod expressions;
+mod harness;
+mod servers;

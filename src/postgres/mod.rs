@@ -1,0 +1,10 @@
+//! Everything about a PostgreSQL server that is not the data itself: its binaries, private servers, sessions, facts.
+//!
+//! Invariant: nothing here reads or writes a user's rows.
+
+pub mod account;
+pub mod binaries;
+pub mod cluster;
+pub mod fetch;
+pub mod store;
+pub mod watchdog;
