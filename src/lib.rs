@@ -2,9 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod analyzer;
+pub mod apply;
+pub mod capture;
+pub mod catalog;
+pub mod dataflow;
 pub mod error;
+pub mod kernel;
+pub mod pgoutput;
 pub mod plan;
 pub mod postgres;
+pub mod replication;
 pub mod row;
 
 pub use error::{Error, ErrorKind, Result};

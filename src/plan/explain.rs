@@ -278,7 +278,8 @@ fn name(kernel: Kernel) -> String {
             // Precision in the high half, scale (11 bits with sign) in the low one, behind a header of 4.
             format!("numeric({}, {})", ((t - 4) >> 16) & 0xffff, (((t - 4) & 0x7ff) ^ 1024) - 1024)
         }
-        IntToFloat8 => "float8".to_owned(),
+        IntToFloat8 | Float4To8 => "float8".to_owned(),
+        BpcharToText => "rtrim".to_owned(),
         TextLength => "length".to_owned(),
         TextStartsWith => "starts_with".to_owned(),
         Relabel => "relabel".to_owned(),

@@ -131,10 +131,14 @@ pub enum Kernel {
     FloatMul(TypeClass),
     FloatDiv(TypeClass),
     FloatNeg,
+    /// float4 -> float8.
+    Float4To8,
     /// `text || text`.
     TextConcat,
     /// varchar(n) and text relabels: no change of the image.
     Relabel,
+    /// bpchar -> text or varchar: without trailing blanks.
+    BpcharToText,
     /// `length(text)`: characters.
     TextLength,
     /// `text LIKE text` (`false`: NOT LIKE) under a deterministic collation.
@@ -144,6 +148,50 @@ pub enum Kernel {
     /// timestamp/timestamptz -> date is not here: it depends on settings and on formatting; PostgreSQL does it.
     /// `date - date` -> int4.
     DateSub,
+}
+
+impl Kernel {
+    /// Whether the kernel never raises an error on arguments that are not errors.
+    pub fn is_infallible(self) -> bool {
+        matches!(
+            self,
+            Kernel::Compare(..)
+                | Kernel::IntCast(IntWidth::I8)
+                | Kernel::Float4To8
+                | Kernel::BpcharToText
+                | Kernel::IntToNumeric
+                | Kernel::IntToFloat8
+                | Kernel::NumericNeg
+                | Kernel::NumericAbs
+                | Kernel::FloatNeg
+                | Kernel::TextConcat
+                | Kernel::Relabel
+                | Kernel::TextLength
+                | Kernel::TextStartsWith
+        )
+    }
+}
+
+impl Expr {
+    /// Whether evaluating the expression can't raise an error; only such expressions may move across filters and joins
+    /// (hazard B1).
+    pub fn is_infallible(&self) -> bool {
+        let all = |exprs: &[Expr]| exprs.iter().all(Expr::is_infallible);
+        match self {
+            Expr::Column(_) | Expr::Literal(_) => true,
+            Expr::Call { kernel, args } => kernel.is_infallible() && all(args),
+            Expr::And(args) | Expr::Or(args) | Expr::Coalesce(args) => all(args),
+            Expr::Not(arg) | Expr::IsNull(arg) | Expr::IsNotNull(arg) => arg.is_infallible(),
+            Expr::BooleanTest { arg, .. } => arg.is_infallible(),
+            Expr::Case { branches, otherwise } => {
+                branches.iter().all(|(when, then)| when.is_infallible() && then.is_infallible())
+                    && otherwise.is_infallible()
+            }
+            Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
+                left.is_infallible() && right.is_infallible()
+            }
+        }
+    }
 }
 
 impl Expr {

@@ -6,5 +6,6 @@ pub mod account;
 pub mod binaries;
 pub mod cluster;
 pub mod fetch;
+pub mod sessions;
 pub mod store;
 pub mod watchdog;

@@ -76,6 +76,17 @@ impl Row {
         self.0.len()
     }
 
+    /// The packed bytes of the first `columns` columns.
+    pub fn prefix(&self, columns: usize) -> &[u8] {
+        let mut datums = self.iter();
+        for _ in 0..columns {
+            if datums.next().is_none() {
+                break;
+            }
+        }
+        &self.0[..self.0.len() - datums.rest.len()]
+    }
+
     /// The packed bytes (for hashing and spreading over workers).
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -213,6 +224,11 @@ impl RowBuilder {
     /// Copies all columns of `row`.
     pub fn extend(&mut self, row: &Row) {
         self.bytes.extend_from_slice(&row.0);
+    }
+
+    /// Drops the columns pushed so far (after an error in the middle of a row).
+    pub fn clear(&mut self) {
+        self.bytes.clear();
     }
 
     /// The row built so far; the builder is empty afterwards.

@@ -51,7 +51,7 @@ impl Translator<'_> {
         }
         let node = self.expand(frame, node)?;
         check::scalar(self.facts(), &node)?;
-        let early = native::compile(self.facts(), &node).is_some_and(|e| native::is_infallible(&e));
+        let early = native::compile(self.facts(), &node).is_some_and(|e| e.is_infallible());
         out.push(Condition { entries: entries_of(&node), node, early });
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::row::key::KeyForm;
 use crate::row::{TypeClass, TypeInfo};
 
 use super::from::{Condition, entries_of};
-use super::native::{builtin, collation_rules, compile, is_infallible, operator_function};
+use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
 use super::stage::Stage;
 use super::{Translator, kernels, types, unknown_form};
@@ -162,7 +162,7 @@ impl Translator<'_> {
         if form(r)? != key {
             return None;
         }
-        let early = |n: &Node| compile(self.facts(), n).is_some_and(|e| is_infallible(&e));
+        let early = |n: &Node| compile(self.facts(), n).is_some_and(|e| e.is_infallible());
         Some(Equality { left: l.clone(), right: r.clone(), form: key, early: early(l) && early(r) })
     }
 

@@ -13,42 +13,6 @@ pub fn compile(facts: &Facts, node: &Node) -> Option<Expr> {
     Compiler { facts, case_test: None }.expr(node)
 }
 
-/// Whether an expression gives a value, never an error, for every row. Only such expressions may be evaluated for rows
-/// that the query itself might not have reached (hazard B1).
-pub fn is_infallible(expr: &Expr) -> bool {
-    use Kernel::*;
-    match expr {
-        Expr::Column(_) => true,
-        Expr::Literal(row) => !row.has_error(),
-        Expr::Call { kernel, args } => {
-            let safe = matches!(
-                kernel,
-                Compare(..)
-                    | IntCast(IntWidth::I8)
-                    | IntToNumeric
-                    | NumericNeg
-                    | NumericAbs
-                    | IntToFloat8
-                    | FloatNeg
-                    | Relabel
-                    | TextLength
-                    | TextStartsWith
-            );
-            safe && args.iter().all(is_infallible)
-        }
-        Expr::And(args) | Expr::Or(args) | Expr::Coalesce(args) => args.iter().all(is_infallible),
-        Expr::Not(arg) | Expr::IsNull(arg) | Expr::IsNotNull(arg) | Expr::BooleanTest { arg, .. } => {
-            is_infallible(arg)
-        }
-        Expr::Case { branches, otherwise } => {
-            branches.iter().all(|(w, t)| is_infallible(w) && is_infallible(t)) && is_infallible(otherwise)
-        }
-        Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
-            is_infallible(left) && is_infallible(right)
-        }
-    }
-}
-
 /// The built-in C function behind an operator or function node.
 pub fn builtin(facts: &Facts, oid: u32) -> Option<&Function> {
     facts.functions.get(&oid).filter(|f| f.is_builtin() && f.language == "internal")

@@ -1,0 +1,339 @@
+-- Creating and dropping stream tables. SECURITY INVOKER throughout: everything is made by the caller, in the
+-- caller's transaction, with the caller's rights, and an error leaves nothing behind. The exposed functions are
+-- one-line wrappers that read the caller's search_path before anything pins it.
+
+-- Creates the view of the query. The query is first opened as a cursor: PostgreSQL itself then refuses anything but
+-- one statement that returns rows, plans it, and checks the caller's rights on every source.
+create or replace function pgtrickle._create_view(view_name text, query text, path text, replace boolean) returns regclass
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    c refcursor;
+    col name;
+    verb text := case when replace then 'create or replace view ' else 'create view ' end;
+    target text := format('pgtrickle_queries.%I', view_name);
+    msg text;
+    hint_ text;
+begin
+    if query is null or btrim(query, E' \t\r\n;') = '' then
+        raise exception 'the query of a stream table must not be empty' using errcode = '22023',
+            hint = 'Pass one SELECT statement.';
+    end if;
+    perform pg_catalog.set_config('search_path', path, true);
+    begin
+        open c no scroll for execute query;
+        close c;
+    exception when invalid_cursor_definition then
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        raise exception 'the query of a stream table must be a single SELECT' using errcode = '42601',
+            detail = pg_catalog.concat('PostgreSQL says: ', sqlerrm), hint = 'Pass one SELECT statement without any other command.';
+    end;
+    begin
+        execute pg_catalog.concat(verb, target, E' as\n', query);
+    exception
+        when syntax_error then
+            perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+            raise exception 'the query of a stream table must be a single SELECT: %', sqlerrm using errcode = '42601',
+                hint = 'Pass one SELECT statement that could be the query of a view.';
+        when invalid_table_definition then
+            get stacked diagnostics msg = message_text, hint_ = pg_exception_hint;
+            perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+            if msg like '%temporary%' then
+                raise exception 'a stream table cannot read a temporary table' using errcode = '0A000',
+                    hint = 'Make the source an ordinary table.';
+            end if;
+            raise exception '%', msg using errcode = '42P16', hint = hint_;
+    end;
+    perform set_config('search_path', 'pg_catalog, pg_temp', true);
+    for col in select a.attname from pg_attribute a where a.attrelid = target::regclass and a.attnum > 0 loop
+        if col in ('?column?', '__pgt_row_id') or col like '\_\_pgt\_%' then
+            raise exception 'the query has a column named %', quote_ident(col) using errcode = '42611',
+                hint = case when col = '?column?' then 'Give every expression a name: expression AS name.'
+                            else 'Names that begin with __pgt_ belong to pgtrickle; choose another name.' end;
+        end if;
+        if col in ('tableoid','ctid','xmin','xmax','cmin','cmax') then
+            raise exception 'the query has a column named %, which every table has already', quote_ident(col)
+                using errcode = '42701', hint = 'Give it another name: expression AS name.';
+        end if;
+    end loop;
+    if not exists (select from pg_attribute a where a.attrelid = target::regclass and a.attnum > 0) then
+        raise exception 'the query has no columns' using errcode = '42P16', hint = 'Select at least one column.';
+    end if;
+    return target::regclass;
+end $$;
+
+-- Name of the query's view: at most 40 bytes of the table's name, so that the id always fits.
+create or replace function pgtrickle._view_name(rel text, id bigint) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+    short text := rel;
+begin
+    while octet_length(short) > 40 loop
+        short := left(short, length(short) - 1);
+    end loop;
+    return short || '_' || id;
+end $$;
+
+-- Replaces the recorded sources of a stream table by what its view depends on now.
+create or replace function pgtrickle._record_sources(id bigint, view regclass) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from pgtrickle.pgt_dependencies d where d.pgt_id = id;
+    insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
+    select id, s.source, s.source_name, s.source_type, s.columns_used from pgtrickle._sources(view) s;
+end $$;
+
+-- Decides how the query is maintained. reason says why FULL; key is null for the row-id form. Undecided (no live
+-- sidecar, or it cannot see this transaction's objects): DIFFERENTIAL without a key, and the sidecar decides after
+-- the commit.
+create or replace function pgtrickle._decide(id bigint, label text, view regclass, requested text,
+                                              out mode text, out reason text, out key text[], out decided boolean)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    secured text;
+    reply jsonb;
+    note text;
+    wanted interval := pgtrickle._setting_interval('analysis_timeout', '10 s');
+begin
+    decided := false;
+    mode := case requested when 'FULL' then 'FULL' else 'DIFFERENTIAL' end;
+    if requested = 'FULL' then
+        reason := 'requested';
+    else
+        -- The dataflow would read all rows of such a table; only the recomputation as its owner obeys the policies.
+        select s.source_name into secured from pgtrickle._sources(view) s join pg_class c on c.oid = s.source
+         where c.relrowsecurity and (s.nested or row_security_active(s.source)) limit 1;
+        if found then
+            reason := format('row-level security of %s applies to its owner', secured);
+            if requested = 'DIFFERENTIAL' then
+                raise exception 'the query cannot be maintained incrementally: %', reason using errcode = '0A000',
+                    hint = 'Use refresh_mode => ''AUTO'' or ''FULL'': it is then recomputed with its owner''s rights.';
+            end if;
+            mode := 'FULL';
+            decided := true;
+            raise notice 'stream table % is maintained by FULL recomputation: %', label, reason;
+            return;
+        end if;
+    end if;
+    if not pgtrickle.sidecar_alive('main') or current_setting('transaction_isolation') <> 'read committed' then
+        return;
+    end if;
+    reply := pgtrickle._answer(
+        pgtrickle._request('analyze', jsonb_build_object('pgt_id', id, 'name', label, 'mode', requested,
+            'tree', (select r.ev_action::text from pg_rewrite r where r.ev_class = view and r.rulename = '_RETURN'))),
+        'main', wanted);
+    if reply is null then
+        raise notice 'the sidecar did not analyse the query within %; it decides after the commit', wanted;
+        return;
+    end if;
+    if not coalesce((reply ->> 'ok')::boolean, false) then
+        if reply ->> 'sqlstate' = 'P0T01' then
+            return;
+        end if;
+        raise exception '%', coalesce(reply ->> 'message', 'the sidecar refused the query without a reason')
+            using errcode = coalesce(reply ->> 'sqlstate', '0A000'), hint = coalesce(reply ->> 'hint',
+                'Use refresh_mode => ''AUTO'' or ''FULL''.');
+    end if;
+    decided := true;
+    mode := coalesce(reply ->> 'mode', mode);
+    reason := case when mode = 'FULL' then coalesce(reply ->> 'reason', reason) end;
+    if jsonb_typeof(reply -> 'key') = 'array' and jsonb_array_length(reply -> 'key') > 0 then
+        select array_agg(k.v order by k.ord) into key
+          from jsonb_array_elements_text(reply -> 'key') with ordinality k (v, ord);
+    end if;
+    for note in select jsonb_array_elements_text(reply -> 'notices') where jsonb_typeof(reply -> 'notices') = 'array' loop
+        raise notice '%', note;
+    end loop;
+    if requested = 'AUTO' and mode = 'FULL' then
+        raise notice 'stream table % is maintained by FULL recomputation: %', label, reason
+            using hint = coalesce(reply ->> 'hint', 'SELECT * FROM pgtrickle.explain_refresh_mode(''' || label || ''');');
+    end if;
+end $$;
+
+-- Fills the storage from the query and notes it in the history; `action` as in pgt_refresh_history.
+create or replace function pgtrickle._recompute(id bigint, action text, initiated_by text, reason text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    started timestamptz := clock_timestamp();
+    done record;
+    s pgtrickle.pgt_stream_tables;
+begin
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    execute format('select * from pgtrickle_queries.recompute_%s()', id) into done;
+    update pgtrickle.pgt_stream_tables t
+       set is_populated = true, data_timestamp = started, last_refresh_at = clock_timestamp(), updated_at = now(),
+           status = case when t.refresh_mode = 'FULL' then 'ACTIVE' else t.status end,
+           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null
+     where t.pgt_id = id;
+    insert into pgtrickle.pgt_refresh_history (pgt_id, pgt_name, data_timestamp, start_time, end_time, action, status,
+        rows_inserted, rows_updated, rows_deleted, delta_row_count, reason, initiated_by)
+    values (id, s.pgt_name, started, started, clock_timestamp(),
+        case when action = 'FULL' and done.inserted_rows + done.updated_rows + done.deleted_rows = 0 then 'NO_DATA'
+             else action end, 'COMPLETED', done.inserted_rows, done.updated_rows, done.deleted_rows,
+        done.inserted_rows + done.updated_rows + done.deleted_rows, reason, initiated_by);
+end $$;
+
+create or replace function pgtrickle._check_options(cdc_mode text, user_writes text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if cdc_mode not in ('auto', 'trigger', 'wal') then
+        raise exception 'invalid cdc_mode: %', quote_literal(cdc_mode) using errcode = '22023',
+            hint = 'Use auto, trigger or wal.';
+    end if;
+    if user_writes not in ('refuse', 'allow') then
+        raise exception 'invalid user_writes: %', quote_literal(user_writes) using errcode = '22023',
+            hint = 'Use refuse or allow.';
+    end if;
+end $$;
+
+create or replace function pgtrickle._create(name text, query text, schedule text, refresh_mode text,
+    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    sch text;
+    rel text;
+    id bigint;
+    view regclass;
+    storage regclass;
+    requested text := pgtrickle._refresh_mode(refresh_mode);
+    d record;
+begin
+    if pg_is_in_recovery() then
+        raise exception 'cannot create a stream table on a read replica' using errcode = '25006',
+            hint = 'Run it on the primary.';
+    end if;
+    perform pgtrickle.parse_schedule(schedule);
+    perform pgtrickle._check_options(lower(cdc_mode), lower(user_writes));
+    select s.sch, s.rel into sch, rel from pgtrickle._split_name(name, true) s;
+    if sch is null then
+        perform set_config('search_path', path, true);
+        sch := pg_catalog.current_schema();
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    end if;
+    if sch is null or not exists (select from pg_namespace n where n.nspname = sch) then
+        raise exception '%', coalesce(format('schema %I does not exist', sch), 'no schema of search_path exists')
+            using errcode = '3F000', hint = 'Create the schema first, or write schema.name with one that exists.';
+    end if;
+    if sch like 'pg\_temp%' then
+        raise exception 'a stream table cannot be temporary' using errcode = '0A000', hint = 'Choose another schema.';
+    end if;
+    if exists (select from pgtrickle.stream_table_names n where n.pgt_schema = sch and n.pgt_name = rel
+                  and n.relid is not null) then
+        raise exception 'stream table already exists: %.%', quote_ident(sch), quote_ident(rel) using errcode = '42P07',
+            hint = 'Use pgtrickle.create_or_replace_stream_table() to change it, or drop it first.';
+    end if;
+    if to_regclass(format('%I.%I', sch, rel)) is not null then
+        raise exception 'relation %.% already exists and is not a stream table', quote_ident(sch), quote_ident(rel)
+            using errcode = '42P07', hint = 'Choose another name.';
+    end if;
+    -- A stream table whose storage somebody dropped keeps its name until drop_stream_table; tell rather than 23505.
+    if exists (select from pgtrickle.stream_table_names n where n.pgt_schema = sch and n.pgt_name = rel) then
+        raise exception 'stream table already exists, but its table was dropped: %.%', quote_ident(sch), quote_ident(rel)
+            using errcode = '42P07', hint = format('Clean up first: SELECT pgtrickle.drop_stream_table(%L);',
+                                                   format('%I.%I', sch, rel));
+    end if;
+
+    insert into pgtrickle.pgt_stream_tables (pgt_schema, pgt_name, owner, original_query, query_settings, schedule,
+        requested_refresh_mode, user_writes, requested_cdc_mode)
+    values (sch, rel, current_user, query, pgtrickle._query_settings(), lower(btrim(coalesce(schedule, 'calculated'))),
+        requested, lower(coalesce(user_writes, 'refuse')), lower(cdc_mode))
+    returning pgt_id into id;
+    view := pgtrickle._create_view(pgtrickle._view_name(rel, id), query, path, false);
+    select * into d from pgtrickle._decide(id, format('%I.%I', sch, rel), view, requested);
+    storage := pgtrickle._create_storage(sch, rel, view, d.key);
+    update pgtrickle.pgt_stream_tables t
+       set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view), key_columns = d.key,
+           refresh_mode = d.mode, refresh_reason = d.reason
+     where t.pgt_id = id;
+    perform pgtrickle._record_sources(id, view);
+    perform pgtrickle._create_functions(id);
+    if initialize then
+        perform pgtrickle._recompute(id, 'INITIAL', 'INITIAL', null);
+        execute format('analyze %s', storage);
+    end if;
+end $$;
+
+-- Creates stream table `name` for `query`. See docs: functions, create_stream_table.
+create or replace function pgtrickle.create_stream_table(name text, query text, schedule text default 'calculated',
+    refresh_mode text default 'AUTO', initialize boolean default true, cdc_mode text default null,
+    user_writes text default 'refuse') returns void
+language sql volatile as $$
+    select pgtrickle._create($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+$$;
+
+create or replace function pgtrickle._create_if_not_exists(name text, query text, schedule text, refresh_mode text,
+    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    sch text := (select s.sch from pgtrickle._split_name(name, true) s);
+    rel text := (select s.rel from pgtrickle._split_name(name, true) s);
+begin
+    if sch is null then
+        perform set_config('search_path', path, true);
+        sch := pg_catalog.current_schema();
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    end if;
+    if exists (select from pgtrickle.stream_table_names n where n.pgt_schema = sch and n.pgt_name = rel) then
+        raise notice 'stream table %.% already exists, skipping', quote_ident(sch), quote_ident(rel);
+        return;
+    end if;
+    perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes, path);
+end $$;
+
+create or replace function pgtrickle.create_stream_table_if_not_exists(name text, query text,
+    schedule text default 'calculated', refresh_mode text default 'AUTO', initialize boolean default true,
+    cdc_mode text default null, user_writes text default 'refuse') returns void
+language sql volatile as $$
+    select pgtrickle._create_if_not_exists($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+$$;
+
+-- Stream tables that read `id`'s storage, nearest first.
+create or replace function pgtrickle._dependents(id bigint) returns table (pgt_id bigint, label text, mine boolean)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select distinct n.pgt_id, format('%I.%I', n.pgt_schema, n.pgt_name), n.mine
+      from pgtrickle.stream_table_names me
+      join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = me.relid
+                      and d.classid = 'pg_rewrite'::regclass
+      join pg_rewrite r on r.oid = d.objid
+      join pgtrickle.query_views q on q.query_view = r.ev_class
+      join pgtrickle.stream_table_names n on n.pgt_id = q.pgt_id
+     where me.pgt_id = id
+$$;
+
+create or replace function pgtrickle._drop(id bigint, is_cascade boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+    dependent record;
+    label text;
+    how text := case when is_cascade then ' cascade' else '' end;
+begin
+    select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    if not found then
+        return;
+    end if;
+    label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    for dependent in select * from pgtrickle._dependents(id) loop
+        if not is_cascade then
+            raise exception 'cannot drop stream table %: stream table % reads it', label, dependent.label
+                using errcode = '2BP01', hint = 'Drop that one first, or use drop_stream_table(name, cascade => true).';
+        elsif not dependent.mine then
+            raise exception 'must be owner of stream table %, which reads %', dependent.label, label
+                using errcode = '42501', hint = 'Ask its owner to drop it first.';
+        end if;
+        perform pgtrickle._drop(dependent.pgt_id, true);
+    end loop;
+    execute format('drop function if exists pgtrickle_queries.recompute_%s(), pgtrickle_queries.apply_%1$s(text[], text[])', id);
+    if exists (select from pg_class c where c.oid = s.pgt_relid) then
+        execute format('drop table %s%s', s.pgt_relid, how);
+    end if;
+    if exists (select from pg_class c where c.oid = s.query_view and c.relkind = 'v') then
+        execute format('drop view %s%s', s.query_view, how);
+    end if;
+    delete from pgtrickle.pgt_stream_tables t where t.pgt_id = id;
+end $$;
+
+-- Drops a stream table with its view and functions. Refused (2BP01) while other stream tables or views read it.
+create or replace function pgtrickle.drop_stream_table(name text, "cascade" boolean default false) returns void
+language sql volatile as $$
+    select pgtrickle._drop(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true), $2)
+$$;

@@ -1,0 +1,258 @@
+-- Refreshing, waiting, suspending, resuming. With a live sidecar these functions wait for it; without one they do
+-- the work themselves, by difference, and say that capture is not live.
+
+-- Null, or why the caller's transaction could never see a result of the sidecar that it waits for.
+create or replace function pgtrickle._cannot_wait() returns text
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+    select case
+        when current_setting('transaction_isolation') <> 'read committed'
+            then format('a %s transaction sees only its own snapshot', current_setting('transaction_isolation'))
+        -- An xid alone is no write: nextval of a request assigns one. A lock on a table that writes take is.
+        when pg_current_xact_id_if_assigned() is not null and exists (
+            select from pg_locks l join pg_class c on c.oid = l.relation
+             where l.pid = pg_backend_pid() and l.locktype = 'relation' and c.relkind in ('r', 'p', 'm', 'f')
+               and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+               and c.relnamespace not in ('pgtrickle'::regnamespace, 'pg_catalog'::regnamespace))
+            then 'the transaction has written, and its own changes are captured only after its commit'
+        end
+$$;
+
+-- Raises 55P03 when this session holds a lock that the sidecar's apply session waits for: it would wait for ever.
+create or replace function pgtrickle._check_blocking(pipeline text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_stat_clear_snapshot();
+    if exists (select from pg_stat_activity a
+                where a.application_name = 'pgtrickle:' || pipeline || ':apply' and a.datname = current_database()
+                  and pg_backend_pid() = any (pg_blocking_pids(a.pid))) then
+        raise exception 'this transaction holds a lock that the sidecar waits for' using errcode = '55P03',
+            hint = 'Commit or roll back first, then call the function again.';
+    end if;
+end $$;
+
+-- Waits until the pipeline's frontier has passed `target`; false when the time is over.
+create or replace function pgtrickle._wait_frontier(target pg_lsn, timeout interval, pipe text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    deadline timestamptz := clock_timestamp() + timeout;
+    next_check timestamptz := clock_timestamp() + interval '100 ms';
+    pause double precision := 0.002;
+begin
+    loop
+        if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target) then
+            return true;
+        end if;
+        if clock_timestamp() > deadline then
+            return false;
+        end if;
+        if clock_timestamp() > next_check then
+            perform pgtrickle._check_blocking(pipe);
+            next_check := clock_timestamp() + interval '200 ms';
+        end if;
+        perform pg_sleep(pause);
+        pause := least(pause * 1.5, 0.02);
+    end loop;
+end $$;
+
+-- Waits until every ACTIVE DIFFERENTIAL stream table of the pipeline contains everything up to `lsn` (by default:
+-- everything committed before the call). False when that takes longer than `timeout`.
+create or replace function pgtrickle.wait_for(lsn pg_lsn default null, timeout interval default '30 s',
+                                               pipeline text default 'main') returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    target pg_lsn := lsn;
+    obstacle text;
+begin
+    if not exists (select from pgtrickle.pgt_pipelines p where p.pipeline = wait_for.pipeline) then
+        raise exception 'pipeline % does not exist', coalesce(quote_literal(pipeline), 'null') using errcode = '22023',
+            hint = 'SELECT pipeline FROM pgtrickle.pgt_pipelines lists them.';
+    end if;
+    if timeout is null or timeout < interval '0' then
+        raise exception 'timeout must be a duration of zero or more' using errcode = '22023',
+            hint = 'For example interval ''30 s''.';
+    end if;
+    if target is null then
+        target := case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end;
+    end if;
+    if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = wait_for.pipeline and p.frontier >= target) then
+        return true;
+    end if;
+    obstacle := pgtrickle._cannot_wait();
+    if obstacle is not null then
+        raise exception 'cannot wait here: %', obstacle using errcode = '25001',
+            hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
+    end if;
+    if not pg_is_in_recovery() and pgtrickle.sidecar_alive(pipeline) then
+        perform pgtrickle._request('wait', jsonb_build_object('lsn', target::text));
+    end if;
+    return pgtrickle._wait_frontier(target, timeout, pipeline);
+end $$;
+
+-- Takes the pipeline's lease for this transaction and raises its generation, so that a sidecar that comes back
+-- reconciles; null when a sidecar (or somebody else) holds the lease. Definer's rights: callers may not write
+-- pgt_pipelines, and this is all they can do to it, only while no sidecar lives.
+create or replace function pgtrickle._take_over(pipe text) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    g bigint;
+begin
+    if not pg_try_advisory_xact_lock(1346852939, hashtext(pipe)) then
+        return null;
+    end if;
+    update pgtrickle.pgt_pipelines p set generation = p.generation + 1 where p.pipeline = pipe returning generation into g;
+    return g;
+end $$;
+
+create or replace function pgtrickle._refresh(id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+    label text;
+    timeout interval := pgtrickle._setting_interval('refresh_timeout', '30 s');
+    deadline timestamptz := clock_timestamp() + timeout;
+    target pg_lsn;
+    obstacle text;
+    reply jsonb;
+    request bigint;
+    generation bigint;
+    next_check timestamptz := clock_timestamp() + interval '100 ms';
+    pause double precision := 0.003;
+begin
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    if pg_is_in_recovery() then
+        raise exception 'cannot refresh stream tables on a read replica' using errcode = '22023',
+            hint = 'Run it on the primary.';
+    end if;
+    if s.status in ('SUSPENDED', 'ERROR') then
+        raise exception 'stream table % is %', label, case s.status when 'ERROR' then 'in status ERROR' else 'suspended' end
+            using errcode = '22023', detail = coalesce(s.last_error_message, 'It was suspended by hand.'),
+                  hint = format('Resume it first: SELECT pgtrickle.resume_stream_table(%L);', label);
+    end if;
+    if not exists (select from pg_class c where c.oid = s.pgt_relid) then
+        raise exception 'the table of stream table % was dropped', label using errcode = '42P01',
+            hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
+    end if;
+    target := pg_current_wal_insert_lsn();
+    loop
+        if not pgtrickle.sidecar_alive(s.pipeline) then
+            generation := pgtrickle._take_over(s.pipeline);
+            exit when generation is not null;
+        end if;
+        if obstacle is null then
+            obstacle := pgtrickle._cannot_wait();
+            if obstacle is not null then
+                raise exception 'cannot refresh stream table % here: %', label, obstacle using errcode = '25001',
+                    hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
+            end if;
+            obstacle := '';
+        end if;
+        if request is null and pgtrickle.sidecar_alive(s.pipeline) then
+            request := pgtrickle._request('refresh', jsonb_build_object('pgt_id', id));
+        end if;
+        select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
+        if not found or s.status in ('SUSPENDED', 'ERROR') then
+            raise exception 'stream table % could not be refreshed: %', label,
+                coalesce(s.last_error_message, s.status, 'it was dropped')
+                using errcode = coalesce(s.last_error_sqlstate, '55000'),
+                      hint = 'SELECT * FROM pgtrickle.get_refresh_history(''' || label || ''');';
+        end if;
+        if s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then
+            if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline and p.frontier >= target) then
+                return;
+            end if;
+        end if;
+        select a.answer into reply from pgtrickle.pgt_answers a where a.request_id = request;
+        if found and not coalesce((reply ->> 'ok')::boolean, false) then
+            raise exception 'stream table % could not be refreshed: %', label, reply ->> 'message'
+                using errcode = coalesce(reply ->> 'sqlstate', '55000'), hint = coalesce(reply ->> 'hint',
+                    'SELECT * FROM pgtrickle.get_refresh_history(''' || label || ''');');
+        elsif found and s.refresh_mode = 'FULL' then
+            return;
+        end if;
+        if clock_timestamp() > next_check then
+            perform pgtrickle._check_blocking(s.pipeline);
+            next_check := clock_timestamp() + interval '200 ms';
+        end if;
+        if clock_timestamp() > deadline then
+            raise exception 'stream table % is not fresh after %', label, timeout using errcode = '55P03',
+                hint = 'The sidecar is behind; see pgtrickle.pgt_status(), or raise refresh_timeout in pgtrickle.settings.';
+        end if;
+        perform pg_sleep(pause);
+        pause := least(pause * 1.5, 0.02);
+    end loop;
+    if (s.pgt_schema, s.pgt_name) is distinct from (select n.nspname::text, c.relname::text
+            from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = s.pgt_relid) then
+        perform pgtrickle._follow_rename(id);
+        perform pgtrickle._create_functions(id);
+    end if;
+    perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'no sidecar is running: recomputed by difference');
+    raise notice 'stream table % was recomputed; no sidecar is running, so later changes are not captured', label
+        using hint = 'Start the sidecar: pgtrickle run.';
+end $$;
+
+-- Returns when the stream table contains everything committed before the call.
+create or replace function pgtrickle.refresh_stream_table(name text) returns void
+language sql volatile as $$
+    select pgtrickle._refresh(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true))
+$$;
+
+create or replace function pgtrickle._set_status(id bigint, new_status text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+    label text;
+begin
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    if new_status = 'SUSPENDED' then
+        if s.status = 'SUSPENDED' then
+            raise notice 'stream table % is suspended already', label;
+            return;
+        end if;
+        -- What it holds is as fresh as its pipeline is now, and stays so.
+        update pgtrickle.pgt_stream_tables t
+           set status = 'SUSPENDED', config_version = t.config_version + 1, updated_at = now(),
+               data_timestamp = case when s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then greatest(t.data_timestamp,
+                   (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline))
+                   else t.data_timestamp end
+         where t.pgt_id = id;
+        return;
+    end if;
+    if s.status not in ('SUSPENDED', 'ERROR') then
+        raise exception 'stream table % is not suspended: its status is %', label, s.status using errcode = '22023',
+            hint = 'Nothing needs to be resumed.';
+    end if;
+    if not exists (select from pg_class c where c.oid = s.pgt_relid) then
+        raise exception 'the table of stream table % was dropped', label using errcode = '42P01',
+            hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
+    end if;
+    -- The table or its schema may have been renamed: the functions name it.
+    perform pgtrickle._follow_rename(id);
+    perform pgtrickle._create_functions(id);
+    update pgtrickle.pgt_stream_tables t
+       set status = case when t.refresh_mode = 'FULL' and t.is_populated then 'ACTIVE' else 'INITIALIZING' end,
+           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null,
+           config_version = t.config_version + 1, updated_at = now()
+     where t.pgt_id = id;
+end $$;
+
+-- Brings the stored name in line with the table's present one.
+create or replace function pgtrickle._follow_rename(id bigint) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+    update pgtrickle.pgt_stream_tables t set pgt_schema = n.nspname, pgt_name = c.relname, updated_at = now()
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where t.pgt_id = id and c.oid = t.pgt_relid and (t.pgt_schema, t.pgt_name) is distinct from (n.nspname, c.relname)
+$$;
+
+-- Stops the maintenance of a stream table; its rows stay as they are.
+create or replace function pgtrickle.suspend_stream_table(name text) returns void
+language sql volatile as $$
+    select pgtrickle._set_status(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true), 'SUSPENDED')
+$$;
+
+-- Takes a suspended or failed stream table up again; the sidecar brings it up to date by difference.
+create or replace function pgtrickle.resume_stream_table(name text) returns void
+language sql volatile as $$
+    select pgtrickle._set_status(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true), 'ACTIVE')
+$$;

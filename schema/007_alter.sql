@@ -1,0 +1,190 @@
+-- Changing stream tables. Every change bumps config_version, which is how the sidecar learns of it.
+
+-- Columns of a relation in a form that can be compared: names, types, typmods and collations in order.
+create or replace function pgtrickle._shape(rel regclass) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select array_agg(format('%I %s %s', a.attname, format_type(a.atttypid, a.atttypmod), a.attcollation) order by a.attnum)
+      from pg_attribute a
+     where a.attrelid = rel and a.attnum > 0 and not a.attisdropped and a.attname <> '__pgt_row_id'
+$$;
+
+-- Makes the storage, view and functions fit a new query. Same columns and same row identity: everything stays in
+-- place and only differences are written. Otherwise the table is made anew with its grants (other things that were
+-- attached to it, such as indexes, are lost, which is said), and refused while something depends on it.
+create or replace function pgtrickle._replace_query(id bigint, query text, path text, requested text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+    probe regclass;
+    view regclass;
+    storage regclass;
+    d record;
+    g record;
+    grants text[] := '{}';
+    one text;
+    label text;
+begin
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    probe := pgtrickle._create_view(format('probe_%s', id), query, path, false);
+    if exists (select from pgtrickle._sources(probe) q where q.source = s.pgt_relid) then
+        raise exception 'stream table % cannot read itself', label using errcode = '42P19',
+            hint = 'Use WITH RECURSIVE inside one query.';
+    end if;
+    select * into d from pgtrickle._decide(id, label, probe, requested);
+    if pgtrickle._shape(probe) = pgtrickle._shape(s.pgt_relid) and (not d.decided or d.key is not distinct from s.key_columns) then
+        execute format('drop view %s', probe);
+        view := pgtrickle._create_view((select c.relname from pg_class c where c.oid = s.query_view), query, path, true);
+        storage := s.pgt_relid;
+        d.key := s.key_columns;
+        -- A key was proven for the old query only; an undecided new one gets the form that needs no proof.
+        if not d.decided and s.key_columns is not null then
+            d.key := null;
+            execute format('alter table %s add column __pgt_row_id bigint not null default 0', storage);
+            execute format('create index on %s (__pgt_row_id)', storage);
+            execute format('alter table %s replica identity full', storage);
+            for g in select c.conname from pg_constraint c where c.conrelid = storage and c.contype = 'p' loop
+                execute format('alter table %s drop constraint %I', storage, g.conname);
+            end loop;
+        end if;
+    else
+        for g in select a.grantee, a.privilege_type, a.is_grantable
+                   from pg_class c cross join lateral aclexplode(c.relacl) a
+                  where c.oid = s.pgt_relid and a.grantee <> c.relowner loop
+            grants := grants || format('grant %s on %s to %s%s', g.privilege_type, label,
+                case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end,
+                case when g.is_grantable then ' with grant option' else '' end);
+        end loop;
+        execute format('drop function if exists pgtrickle_queries.recompute_%s(), pgtrickle_queries.apply_%1$s(text[], text[])', id);
+        begin
+            execute format('drop table %s', s.pgt_relid);
+            execute format('drop view %s', s.query_view);
+        exception when dependent_objects_still_exist then
+            raise exception 'the new query of stream table % has other columns or keys, and something depends on its table',
+                label using errcode = '2BP01', detail = sqlerrm,
+                hint = 'Drop what depends on it, or create a stream table with another name.';
+        end;
+        execute format('alter view %s rename to %I', probe, pgtrickle._view_name(s.pgt_name, id));
+        view := probe;
+        storage := pgtrickle._create_storage(s.pgt_schema, s.pgt_name, view, d.key);
+        foreach one in array grants loop
+            execute one;
+        end loop;
+        raise warning 'stream table % was made anew because its columns or keys changed', label
+            using hint = 'Indexes, comments and triggers of the old table are gone; grants were kept.';
+    end if;
+    update pgtrickle.pgt_stream_tables t
+       set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view), original_query = query,
+           query_settings = pgtrickle._query_settings(), key_columns = d.key, refresh_mode = d.mode,
+           refresh_reason = d.reason, requested_refresh_mode = requested, status = 'INITIALIZING'
+     where t.pgt_id = id;
+    perform pgtrickle._record_sources(id, view);
+    perform pgtrickle._create_functions(id);
+    perform pgtrickle._recompute(id, 'REINITIALIZE', 'MANUAL', 'the query was changed');
+end $$;
+
+create or replace function pgtrickle._alter(id bigint, query text, schedule text, refresh_mode text, status text,
+    cdc_mode text, user_writes text, path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+    requested text;
+    d record;
+    label text;
+begin
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    if schedule is not null then
+        perform pgtrickle.parse_schedule(schedule);
+    end if;
+    perform pgtrickle._check_options(lower(cdc_mode), lower(user_writes));
+    if upper(status) not in ('ACTIVE', 'SUSPENDED') then
+        raise exception 'invalid status: %', quote_literal(status) using errcode = '22023',
+            hint = 'Use ACTIVE or SUSPENDED.';
+    end if;
+    if not exists (select from pg_class c where c.oid = s.pgt_relid) then
+        raise exception 'the table of stream table % was dropped', label using errcode = '42P01',
+            hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
+    end if;
+    perform pgtrickle._follow_rename(id);
+    requested := case when refresh_mode is null then s.requested_refresh_mode else pgtrickle._refresh_mode(refresh_mode) end;
+    update pgtrickle.pgt_stream_tables t
+       set schedule = coalesce(lower(btrim(_alter.schedule)), t.schedule),
+           requested_cdc_mode = coalesce(lower(_alter.cdc_mode), t.requested_cdc_mode),
+           user_writes = coalesce(lower(_alter.user_writes), t.user_writes),
+           requested_refresh_mode = requested, config_version = t.config_version + 1, updated_at = now()
+     where t.pgt_id = id;
+    if query is not null then
+        perform pgtrickle._replace_query(id, query, path, requested);
+    elsif requested <> s.requested_refresh_mode then
+        select * into d from pgtrickle._decide(id, label, s.query_view, requested);
+        update pgtrickle.pgt_stream_tables t
+           set refresh_mode = d.mode, refresh_reason = d.reason,
+               status = case when t.status in ('SUSPENDED', 'ERROR') then t.status
+                             when d.mode = 'FULL' and t.is_populated then 'ACTIVE' else 'INITIALIZING' end
+         where t.pgt_id = id;
+    end if;
+    if user_writes is not null then
+        perform pgtrickle._set_guard(id, t.pgt_relid, t.user_writes)
+           from pgtrickle.pgt_stream_tables t where t.pgt_id = id;
+    end if;
+    if upper(status) = 'SUSPENDED' then
+        perform pgtrickle._set_status(id, 'SUSPENDED');
+    elsif upper(status) = 'ACTIVE' and s.status in ('SUSPENDED', 'ERROR') then
+        perform pgtrickle._set_status(id, 'ACTIVE');
+    end if;
+end $$;
+
+-- Changes what is given; null leaves a property as it is.
+create or replace function pgtrickle.alter_stream_table(name text, query text default null, schedule text default null,
+    refresh_mode text default null, status text default null, cdc_mode text default null,
+    user_writes text default null) returns void
+language sql volatile as $$
+    select pgtrickle._alter(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true),
+                            $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+$$;
+
+create or replace function pgtrickle._create_or_replace(name text, query text, schedule text, refresh_mode text,
+    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    id bigint := pgtrickle._find(name, path, true, true);
+    s pgtrickle.pgt_stream_tables;
+    sch text := (select n.sch from pgtrickle._split_name(name, true) n);
+    probe regclass;
+    same boolean;
+begin
+    if id is not null and sch is null then
+        -- Unqualified names of other schemas are for the other functions; creating means search_path's first schema.
+        perform set_config('search_path', path, true);
+        sch := pg_catalog.current_schema();
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        if not exists (select from pgtrickle.stream_table_names n where n.pgt_id = id and n.pgt_schema = sch) then
+            id := null;
+        end if;
+    end if;
+    if id is null then
+        perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes, path);
+        return;
+    end if;
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    probe := pgtrickle._create_view(format('probe_%s', id), query, path, false);
+    same := pg_get_viewdef(probe) = s.defining_query;
+    execute format('drop view %s', probe);
+    if same and lower(btrim(coalesce(schedule, 'calculated'))) = s.schedule
+       and pgtrickle._refresh_mode(refresh_mode) = s.requested_refresh_mode
+       and lower(coalesce(user_writes, 'refuse')) = s.user_writes
+       and (cdc_mode is null or lower(cdc_mode) = s.requested_cdc_mode) then
+        return;
+    end if;
+    perform pgtrickle._alter(id, case when not same then query end, coalesce(schedule, 'calculated'),
+                             coalesce(refresh_mode, 'AUTO'), null, cdc_mode, coalesce(user_writes, 'refuse'), path);
+end $$;
+
+-- Creates the stream table, or changes the existing one to this definition; nothing happens when it is the same.
+create or replace function pgtrickle.create_or_replace_stream_table(name text, query text,
+    schedule text default 'calculated', refresh_mode text default 'AUTO', initialize boolean default true,
+    cdc_mode text default null, user_writes text default 'refuse') returns void
+language sql volatile as $$
+    select pgtrickle._create_or_replace($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+$$;

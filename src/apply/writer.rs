@@ -1,0 +1,312 @@
+//! The apply transaction.
+//!
+//! The way in which it usually goes: BEGIN, the pipeline's row (which fences off any other writer and tells the current
+//! snapshot), one call per changed stream table, all in one flight; then COMMIT. If anything fails, the same again with a
+//! savepoint per stream table: the culprit is left out, the others go on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Statement};
+
+use super::batch::Batch;
+use super::history::{RollUp, Written};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput::Snapshot;
+use crate::plan::ViewId;
+use crate::postgres::sessions::{PINNED, error};
+
+/// Rows per call of an apply function; more gain nothing and hold more memory in the server.
+const CALL_ROWS: usize = 5_000;
+
+/// Where the pipeline stands once an apply has committed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything up to here is contained.
+    pub frontier: u64,
+    /// The moment up to which that is complete.
+    pub data_time: Option<chrono::DateTime<chrono::Utc>>,
+    /// 64-bit ids of the transactions that are in for the first time: their effects must be visible to every snapshot
+    /// before they are applied (hazard A2).
+    pub xids: Vec<u64>,
+}
+
+/// The outcome of one apply.
+#[derive(Debug, Default)]
+pub struct Applied {
+    pub written: BTreeMap<ViewId, Written>,
+    /// Stream tables that were left out, with the reason.
+    pub failed: Vec<(ViewId, Error)>,
+}
+
+/// Statements that belong to the same transaction as the deltas (a stream table becomes ACTIVE, a history row ends ...).
+#[derive(Debug, Clone)]
+pub enum Note {
+    /// The reconcile of a stream table that is written with this apply.
+    Installed { view: ViewId, refresh: Option<i64> },
+}
+
+/// The one session that writes stream tables.
+pub struct Writer {
+    client: Client,
+    pipeline: String,
+    generation: i64,
+    fence: Statement,
+    calls: HashMap<ViewId, Statement>,
+    roll_up: RollUp,
+}
+
+impl Writer {
+    /// Prepares the session: commits are at least as durable as the server's default.
+    pub async fn new(client: Client, pipeline: &str, generation: i64) -> Result<Writer> {
+        const DURABLE: &str = "select pg_catalog.set_config('synchronous_commit', 'on', false)
+            where pg_catalog.current_setting('synchronous_commit') in ('off', 'local')";
+        client.batch_execute(DURABLE).await.map_err(error)?;
+        const FENCE: &str =
+            "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
+                heartbeat_at = pg_catalog.clock_timestamp()
+            where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
+        let fence = client.prepare(FENCE).await.map_err(error)?;
+        Ok(Writer {
+            client,
+            pipeline: pipeline.to_owned(),
+            generation,
+            fence,
+            calls: HashMap::new(),
+            roll_up: RollUp::default(),
+        })
+    }
+
+    pub fn forget(&mut self, view: ViewId) {
+        self.calls.remove(&view);
+        self.roll_up.forget(view);
+    }
+
+    /// Applies one step. Retries while a transaction of it is not yet visible, and what gave way to a lock.
+    pub async fn apply(
+        &mut self,
+        progress: &Progress,
+        batches: &[(ViewId, Batch)],
+        notes: &[Note],
+        flush_history: bool,
+    ) -> Result<Applied> {
+        self.prepare(batches).await?;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let attempt = self.attempt(progress, batches, notes, flush_history).await;
+            let outcome = match attempt {
+                Err(e) if e.kind() != ErrorKind::Connection && e.kind() != ErrorKind::LeaseHeld => {
+                    self.rollback().await?;
+                    tracing::debug!(error = %e, "an apply failed; again with a savepoint per stream table");
+                    self.with_savepoints(progress, batches, notes).await
+                }
+                other => other,
+            };
+            match outcome {
+                Ok(Some(applied)) => return Ok(applied),
+                Ok(None) => {
+                    self.rollback().await?;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(e) => {
+                    // The session may be gone, then the error says so already.
+                    let _ = self.rollback().await;
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    async fn prepare(&mut self, batches: &[(ViewId, Batch)]) -> Result<()> {
+        for (view, _) in batches {
+            if !self.calls.contains_key(view) {
+                let sql = format!(
+                    "select deleted_rows, inserted_rows from pgtrickle_queries.apply_{view}($1::text[], $2::text[])"
+                );
+                match self.client.prepare(&sql).await {
+                    Ok(statement) => drop(self.calls.insert(*view, statement)),
+                    // Found again, with the stream table's name, when the call fails.
+                    Err(e) => tracing::debug!(error = %e, view, "an apply function can't be prepared"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn rollback(&self) -> Result<()> {
+        self.client.batch_execute("rollback").await.map_err(error)
+    }
+
+    async fn fence(&self, progress: &Progress) -> Result<Option<Snapshot>> {
+        let lsn = PgLsn::from(progress.frontier);
+        let row = self
+            .client
+            .query_opt(&self.fence, &[&lsn, &progress.data_time, &self.pipeline, &self.generation])
+            .await
+            .map_err(error)?;
+        row.map(|row| row.get::<_, String>(0).parse()).transpose()
+    }
+
+    /// Whether the snapshot shows all transactions of the step as finished; an error if the fence did not hold.
+    fn admitted(&self, fence: Option<Snapshot>, progress: &Progress) -> Result<bool> {
+        let Some(snapshot) = fence else {
+            return Err(Error::new(ErrorKind::LeaseHeld, "another sidecar has taken over this pipeline")
+                .with_hint("only one sidecar writes; this one ends"));
+        };
+        Ok(progress.xids.iter().all(|xid| snapshot.is_visible(*xid)))
+    }
+
+    /// Everything in one flight. `None`: some transaction is not visible yet; nothing was committed.
+    async fn attempt(
+        &mut self,
+        progress: &Progress,
+        batches: &[(ViewId, Batch)],
+        notes: &[Note],
+        flush_history: bool,
+    ) -> Result<Option<Applied>> {
+        let begin = async { self.client.batch_execute("begin").await.map_err(error) };
+        let fence = self.fence(progress);
+        let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
+        let ((), fence, written) = futures_util::future::try_join3(begin, fence, calls).await?;
+        if !self.admitted(fence, progress)? {
+            return Ok(None);
+        }
+        let written: BTreeMap<ViewId, Written> = written.into_iter().collect();
+        self.finish(progress, &written, notes, flush_history).await?;
+        Ok(Some(Applied { written, failed: Vec::new() }))
+    }
+
+    async fn finish(
+        &mut self,
+        progress: &Progress,
+        written: &BTreeMap<ViewId, Written>,
+        notes: &[Note],
+        flush_history: bool,
+    ) -> Result<()> {
+        for note in notes {
+            let Note::Installed { view, refresh } = note;
+            self.installed(*view, *refresh, written.get(view).copied().unwrap_or_default()).await?;
+        }
+        let noted: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
+        for (view, count) in written.iter().filter(|(view, _)| !noted.contains(view)) {
+            self.roll_up.note(*view, *count);
+        }
+        self.roll_up.write(&self.client, progress.frontier, flush_history).await?;
+        self.client.batch_execute("commit").await.map_err(error)
+    }
+
+    async fn installed(&self, view: ViewId, refresh: Option<i64>, written: Written) -> Result<()> {
+        const SQL: &str = "update pgtrickle.pgt_stream_tables set status = 'ACTIVE', is_populated = true,
+            last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0, last_error_sqlstate = null,
+            last_error_message = null, last_error_at = null where pgt_id = $1";
+        self.client.execute(SQL, &[&view]).await.map_err(error)?;
+        match refresh {
+            Some(refresh) => super::history::finish(&self.client, refresh, written, None).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn with_savepoints(
+        &mut self,
+        progress: &Progress,
+        batches: &[(ViewId, Batch)],
+        notes: &[Note],
+    ) -> Result<Option<Applied>> {
+        self.client.batch_execute("begin").await.map_err(error)?;
+        let fence = self.fence(progress).await?;
+        if !self.admitted(fence, progress)? {
+            return Ok(None);
+        }
+        let mut applied = Applied::default();
+        for (view, batch) in batches {
+            self.client.batch_execute("savepoint one").await.map_err(error)?;
+            let mut outcome = self.call(*view, batch).await;
+            if outcome.as_ref().is_err_and(|e| e.sqlstate() == Some("23505")) {
+                // A unique index of the user's sees old and new values at once when rows are replaced in place:
+                // delete them all first, then insert.
+                self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
+                let split =
+                    Batch { deleted: [&batch.deleted[..], &batch.inserted[..]].concat(), ..batch.clone() };
+                outcome = self.call_unchecked(*view, &split).await;
+            }
+            match outcome {
+                Ok((view, written)) => {
+                    applied.written.insert(view, written);
+                    self.client.batch_execute("release savepoint one").await.map_err(error)?;
+                }
+                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                Err(e) => {
+                    self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
+                    applied.failed.push((*view, e));
+                }
+            }
+        }
+        let notes: Vec<Note> = notes
+            .iter()
+            .filter(|Note::Installed { view, .. }| !applied.failed.iter().any(|(failed, _)| failed == view))
+            .cloned()
+            .collect();
+        let written = applied.written.clone();
+        self.finish(progress, &written, &notes, false).await?;
+        Ok(Some(applied))
+    }
+
+    /// Calls the apply function in chunks and checks that it found what it should.
+    async fn call(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
+        let (deleted, inserted) = self.call_rows(view, batch).await?;
+        if deleted != batch.deleted.len() as i64 {
+            return Err(Error::new(
+                ErrorKind::Apply,
+                format!("{} rows should have been deleted, {deleted} were there: the table was changed by somebody else", batch.deleted.len()),
+            )
+            .with_sqlstate("55000")
+            .with_hint("the stream table is reconciled with its query"));
+        }
+        let updated = batch.replaced as i64;
+        Ok((view, Written { inserted: inserted - updated, updated, deleted }))
+    }
+
+    async fn call_unchecked(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
+        self.call_rows(view, batch).await?;
+        let updated = batch.replaced as i64;
+        let inserted = batch.inserted.len() as i64 - updated;
+        let deleted = (batch.deleted.len() - batch.inserted.len()) as i64;
+        Ok((view, Written { inserted, updated, deleted }))
+    }
+
+    async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<(i64, i64)> {
+        let statement = self.calls.get(&view).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Apply,
+                format!("the function pgtrickle_queries.apply_{view} is missing or may not be called"),
+            )
+            .with_sqlstate("42883")
+            .with_hint("let the stream table's owner drop and create it again")
+        })?;
+        let none: &[String] = &[];
+        let (mut deleted, mut inserted) = (0, 0);
+        let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (rows, none));
+        let inserts = batch.inserted.chunks(CALL_ROWS).map(|rows| (none, rows));
+        let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
+        let calls: Vec<(&[String], &[String])> = match small {
+            true => vec![(&batch.deleted, &batch.inserted)],
+            // All deletes come before any insert: keys and unique values may move between rows.
+            false => deletes.chain(inserts).collect(),
+        };
+        for (gone, new) in calls {
+            let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
+            deleted += row.get::<_, i64>(0);
+            inserted += row.get::<_, i64>(1);
+        }
+        Ok((deleted, inserted))
+    }
+
+    /// Pins the session's settings again: an owner's function may have changed them.
+    pub async fn pin(&self) -> Result<()> {
+        let set: Vec<String> = PINNED.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
+        self.client.batch_execute(&set.join("; ")).await.map_err(error)
+    }
+}

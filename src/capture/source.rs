@@ -1,0 +1,127 @@
+//! The columns of a source that the pipeline holds, in held order: identity first.
+
+use crate::analyzer::facts::{Column, Relation};
+use crate::dataflow::Binding;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput::WantedAttribute;
+use crate::row::TypeClass;
+
+/// A captured column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldColumn {
+    pub attnum: i16,
+    pub name: String,
+    pub type_oid: u32,
+    pub class: TypeClass,
+}
+
+/// What to capture of one relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceSpec {
+    pub oid: u32,
+    pub schema: String,
+    pub name: String,
+    /// Number of leading columns that identify a row; 0: by image (REPLICA IDENTITY FULL without a key).
+    pub identity: usize,
+    pub columns: Vec<HeldColumn>,
+}
+
+/// The columns as they are decoded now; only ever appended to, so that rows decoded earlier are prefixes.
+pub type SourceLayout = SourceSpec;
+
+impl SourceSpec {
+    /// The capture of `relation` with at least the attributes `needed`.
+    ///
+    /// Errors: `Unsupported` where updates and deletes could not be followed (D10).
+    pub fn new(relation: &Relation, needed: &[i16]) -> Result<SourceSpec> {
+        let named = || format!("{}.{}", relation.schema, relation.name);
+        let not_null_key = relation.unique_keys.iter().find(|k| k.not_null);
+        let identity: Vec<i16> = match relation.replica_identity {
+            'f' => not_null_key.map(|k| k.attributes.clone()).unwrap_or_default(),
+            'd' => relation
+                .unique_keys
+                .iter()
+                .find(|k| k.primary)
+                .map(|k| k.attributes.clone())
+                .unwrap_or_default(),
+            'i' => relation
+                .unique_keys
+                .iter()
+                .find(|k| k.is_replica_identity && k.not_null)
+                .map(|k| k.attributes.clone())
+                .unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        if identity.is_empty() && relation.replica_identity != 'f' {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} has no usable replica identity", named()),
+            )
+            .with_sqlstate("0A000")
+            .with_hint("add a primary key, or run: alter table ... replica identity full"));
+        }
+        let others = needed.iter().copied().filter(|a| !identity.contains(a));
+        let columns = identity
+            .iter()
+            .copied()
+            .chain(others)
+            .map(|attnum| {
+                let column = relation.columns.iter().find(|c| c.attnum == attnum);
+                column
+                    .map(held)
+                    .ok_or_else(|| Error::internal(format!("{} has no attribute {attnum}", named())))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(SourceSpec {
+            oid: relation.oid,
+            schema: relation.schema.clone(),
+            name: relation.name.clone(),
+            identity: identity.len(),
+            columns,
+        })
+    }
+
+    pub fn qualified(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+
+    /// For the pgoutput assembler.
+    pub fn wanted(&self) -> Vec<WantedAttribute> {
+        let wanted =
+            |c: &HeldColumn| WantedAttribute { name: c.name.clone(), type_oid: c.type_oid, class: c.class };
+        self.columns.iter().map(wanted).collect()
+    }
+
+    pub fn binding(&self, instance: u64) -> Binding {
+        Binding { instance, attributes: self.columns.iter().map(|c| c.attnum).collect() }
+    }
+
+    /// Whether the first `width` columns hold all of `other`'s.
+    pub fn covers(&self, width: usize, other: &SourceSpec) -> bool {
+        let held = self.columns.get(..width).unwrap_or(&self.columns);
+        self.identity == other.identity && other.columns.iter().all(|c| held.contains(c))
+    }
+
+    /// Appends the columns of `other` that are missing.
+    pub fn extend(&mut self, other: &SourceSpec) {
+        for column in &other.columns {
+            if !self.columns.iter().any(|c| c.attnum == column.attnum) {
+                self.columns.push(column.clone());
+            }
+        }
+    }
+}
+
+fn held(column: &Column) -> HeldColumn {
+    HeldColumn {
+        attnum: column.attnum,
+        name: column.name.clone(),
+        type_oid: column.ty.oid,
+        class: column.ty.class,
+    }
+}
+
+/// Quotes an identifier, always.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}

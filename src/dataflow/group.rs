@@ -1,0 +1,296 @@
+//! State of one group: its size, the images of its key, and one accumulator per aggregate.
+//!
+//! Invariant: every accumulator can take away exactly what it was given (linear ones by arithmetic, min and max by
+//! holding the values), so a group after any history equals the group of the rows it has now.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
+
+use crate::kernel;
+use crate::plan::expr::Order;
+use crate::plan::{Aggregate, AggregateFunction};
+use crate::row::accumulate::{FloatSum, IntSum, NumericSum};
+use crate::row::fault::Fault;
+use crate::row::key::KeyForm;
+use crate::row::{Datum, Row, RowBuilder};
+
+/// One group.
+pub(super) struct Group {
+    rows: i64,
+    /// Images of the key columns with their multiplicity, where equal keys can look different.
+    images: Option<BTreeMap<Row, i64>>,
+    accumulators: Box<[Accumulator]>,
+    /// The row that downstream has.
+    pub emitted: Option<Row>,
+    /// Already noted in the current epoch.
+    pub touched: bool,
+}
+
+struct Accumulator {
+    state: State,
+    /// Inputs that are errors, with one of them as the result while there are any.
+    errors: BTreeMap<Row, i64>,
+    /// For DISTINCT: values by key with their count and the image that was counted.
+    distinct: Option<HashMap<Row, (i64, Row)>>,
+}
+
+enum State {
+    Count(i64),
+    Int(IntSum),
+    Numeric(NumericSum),
+    Float(FloatSum),
+    Extreme(BTreeMap<Ordered, i64>),
+    Bool { trues: i64, falses: i64 },
+}
+
+/// A one-column row under the order of its type; images that compare equal are told apart by their bytes.
+struct Ordered {
+    order: Order,
+    value: Row,
+}
+
+impl Ord for Ordered {
+    fn cmp(&self, other: &Self) -> Ordering {
+        kernel::compare(self.order, self.value.get(0), other.value.get(0))
+            .then_with(|| self.value.cmp(&other.value))
+    }
+}
+impl PartialOrd for Ordered {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Ordered {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Ordered {}
+
+impl Group {
+    pub fn new(aggregates: &[Aggregate], image_columns: Option<&[usize]>) -> Group {
+        Group {
+            rows: 0,
+            images: image_columns.map(|_| BTreeMap::new()),
+            accumulators: aggregates.iter().map(Accumulator::new).collect(),
+            emitted: None,
+            touched: false,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Adds `diff` copies of `row`.
+    pub fn update(
+        &mut self,
+        aggregates: &[Aggregate],
+        image_columns: Option<&[usize]>,
+        row: &Row,
+        diff: i64,
+    ) {
+        self.rows += diff;
+        if let (Some(images), Some(columns)) = (&mut self.images, image_columns) {
+            add(images, row.project(columns), diff);
+        }
+        if aggregates.is_empty() {
+            return;
+        }
+        let datums = row.unpack();
+        let at = |column: Option<usize>| column.and_then(|c| datums.get(c).copied());
+        for (aggregate, accumulator) in aggregates.iter().zip(self.accumulators.iter_mut()) {
+            match at(aggregate.filter) {
+                None | Some(Datum::Bool(true)) => {}
+                Some(error @ Datum::Error(_)) => {
+                    accumulator.error(error, diff);
+                    continue;
+                }
+                Some(_) => continue,
+            }
+            accumulator.update(aggregate, at(aggregate.argument), diff);
+        }
+    }
+
+    /// The group's output row: key columns (smallest image), then the aggregates.
+    pub fn row(&self, key: &Row, aggregates: &[Aggregate]) -> Row {
+        let mut row = RowBuilder::default();
+        if self.rows < 0 {
+            row.push(Datum::Error(b"XX000:a group has a negative number of rows"));
+            return row.finish();
+        }
+        row.extend(self.images.as_ref().and_then(|images| images.keys().next()).unwrap_or(key));
+        for (aggregate, accumulator) in aggregates.iter().zip(self.accumulators.iter()) {
+            accumulator.result(aggregate.function, &mut row);
+        }
+        row.finish()
+    }
+}
+
+fn add<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, diff: i64) {
+    use std::collections::btree_map::Entry;
+    match map.entry(key) {
+        Entry::Vacant(slot) => {
+            slot.insert(diff);
+        }
+        Entry::Occupied(mut slot) => {
+            *slot.get_mut() += diff;
+            if *slot.get() == 0 {
+                slot.remove();
+            }
+        }
+    }
+}
+
+impl Accumulator {
+    fn new(aggregate: &Aggregate) -> Accumulator {
+        use AggregateFunction::*;
+        let state = match aggregate.function {
+            CountStar | Count => State::Count(0),
+            SumInt8 | SumIntNumeric | AvgInt => State::Int(IntSum::default()),
+            SumNumeric | AvgNumeric => State::Numeric(NumericSum::default()),
+            SumFloat4 | SumFloat8 | AvgFloat => State::Float(FloatSum::default()),
+            Min(_) | Max(_) => State::Extreme(BTreeMap::new()),
+            BoolAnd | BoolOr => State::Bool { trues: 0, falses: 0 },
+        };
+        Accumulator { state, errors: BTreeMap::new(), distinct: aggregate.distinct.map(|_| HashMap::new()) }
+    }
+
+    fn error(&mut self, error: Datum<'_>, diff: i64) {
+        add(&mut self.errors, Row::from_datums([error]), diff);
+    }
+
+    fn update(&mut self, aggregate: &Aggregate, argument: Option<Datum<'_>>, diff: i64) {
+        let datum = match (aggregate.function, argument) {
+            (AggregateFunction::CountStar, _) => {
+                self.add(aggregate.function, Datum::Bool(true), diff);
+                return;
+            }
+            (_, None | Some(Datum::Null)) => return,
+            (_, Some(error @ Datum::Error(_))) => {
+                self.error(error, diff);
+                return;
+            }
+            (_, Some(datum)) => datum,
+        };
+        match aggregate.distinct {
+            None => self.add(aggregate.function, datum, diff),
+            Some(form) => self.add_distinct(aggregate.function, form, datum, diff),
+        }
+    }
+
+    /// Counts a value once however often it is there. Equal values may look different (1.0, 1.00): what was counted
+    /// is remembered, so that exactly it is taken away.
+    fn add_distinct(&mut self, function: AggregateFunction, form: KeyForm, datum: Datum<'_>, diff: i64) {
+        let mut key = RowBuilder::default();
+        form.push(datum, &mut key);
+        let key = key.finish();
+        let Some(values) = &mut self.distinct else { return };
+        let (count, image) = values.entry(key.clone()).or_insert_with(|| (0, Row::from_datums([datum])));
+        let before = *count > 0;
+        *count += diff;
+        let after = *count > 0;
+        let image = image.clone();
+        if *count == 0 {
+            values.remove(&key);
+        }
+        match (before, after) {
+            (false, true) => self.add(function, image.get(0), 1),
+            (true, false) => self.add(function, image.get(0), -1),
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, function: AggregateFunction, datum: Datum<'_>, diff: i64) {
+        let understood = match (&mut self.state, datum) {
+            (State::Count(n), _) => {
+                *n += diff;
+                true
+            }
+            (State::Int(sum), Datum::Int(i)) => {
+                sum.add(i, diff);
+                true
+            }
+            (State::Numeric(sum), Datum::Text(t)) => sum.add_text(t, diff),
+            (State::Float(sum), Datum::Text(t)) => match function {
+                AggregateFunction::SumFloat4 => sum.add_text4(t, diff),
+                _ => sum.add_text(t, diff),
+            },
+            (State::Extreme(values), datum) => {
+                let (AggregateFunction::Min(order) | AggregateFunction::Max(order)) = function else {
+                    return;
+                };
+                add(values, Ordered { order, value: Row::from_datums([datum]) }, diff);
+                true
+            }
+            (State::Bool { trues, falses }, Datum::Bool(value)) => {
+                *(if value { trues } else { falses }) += diff;
+                true
+            }
+            _ => false,
+        };
+        if !understood {
+            self.error(Datum::Error(Fault::WRONG_OPERAND.payload().as_bytes()), diff);
+        }
+    }
+
+    fn result(&self, function: AggregateFunction, row: &mut RowBuilder) {
+        use AggregateFunction::*;
+        if let Some(error) = self.errors.keys().next() {
+            row.extend(error);
+            return;
+        }
+        let mut text = Vec::new();
+        let datum = match (&self.state, function) {
+            (State::Count(n), _) => Ok(Datum::Int(*n)),
+            (State::Int(sum), SumInt8) => sum.sum_int8().map(|s| s.map_or(Datum::Null, Datum::Int)),
+            (State::Int(sum), SumIntNumeric) => Ok(numeric(sum.sum_numeric(), &mut text)),
+            (State::Int(sum), _) => sum.avg().map(|n| numeric(n, &mut text)),
+            (State::Numeric(sum), SumNumeric) => sum.sum().map(|n| numeric(n, &mut text)),
+            (State::Numeric(sum), _) => sum.avg().map(|n| numeric(n, &mut text)),
+            (State::Float(sum), SumFloat4) => sum.sum_f32().map(|f| {
+                f.map_or(Datum::Null, |f| {
+                    crate::row::float::write_f32(f, &mut text);
+                    Datum::Text(&text)
+                })
+            }),
+            (State::Float(sum), function) => {
+                let value = if function == AvgFloat { sum.avg() } else { sum.sum_f64() };
+                value.map(|f| {
+                    f.map_or(Datum::Null, |f| {
+                        crate::row::float::write_f64(f, &mut text);
+                        Datum::Text(&text)
+                    })
+                })
+            }
+            (State::Extreme(values), function) => {
+                let extreme = match function {
+                    Min(_) => values.keys().next(),
+                    _ => values.keys().next_back(),
+                };
+                match extreme {
+                    Some(ordered) => row.extend(&ordered.value),
+                    None => row.push(Datum::Null),
+                }
+                return;
+            }
+            (State::Bool { trues: 0, falses: 0 }, _) => Ok(Datum::Null),
+            (State::Bool { falses, .. }, BoolAnd) => Ok(Datum::Bool(*falses == 0)),
+            (State::Bool { trues, .. }, _) => Ok(Datum::Bool(*trues > 0)),
+        };
+        match datum {
+            Ok(datum) => row.push(datum),
+            Err(fault) => row.push(Datum::Error(fault.payload().as_bytes())),
+        }
+    }
+}
+
+fn numeric<'a>(value: Option<crate::row::numeric::Numeric>, text: &'a mut Vec<u8>) -> Datum<'a> {
+    match value {
+        None => Datum::Null,
+        Some(n) => {
+            n.write(text);
+            Datum::Text(text)
+        }
+    }
+}
