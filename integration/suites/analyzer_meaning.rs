@@ -99,9 +99,12 @@ async fn server_rows(client: &Client, query: &str) -> Vec<Vec<Option<String>>> {
     messages.iter().filter_map(row).collect()
 }
 
+/// Name and class of a table's columns by attnum.
+type Columns = HashMap<i16, (String, TypeClass)>;
+
 struct Interpreter<'a> {
     client: &'a Client,
-    tables: HashMap<u32, (String, HashMap<i16, (String, TypeClass)>)>,
+    tables: HashMap<u32, (String, Columns)>,
 }
 
 impl Interpreter<'_> {
