@@ -61,6 +61,12 @@ const QUERIES: &[&str] = &[
      from o join c on c.id = o.c_id",
     "select day + n, (day - date '2024-01-10') * n, amount::numeric(5,1), amount::int from o where day > '2024-01-05'",
     "select 1, 'x' where 1 = 1",
+    "select date '0044-03-15 bc', date '2024-02-29', date 'infinity', timestamp '12000-01-01 00:00:00.000001', \
+     timestamptz '1969-12-31 23:59:59.5+05:30', timestamp '-infinity', time '24:00', time '01:02:03.40'",
+    "select '\\xDEad'::bytea, 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'::uuid, 'x'::\"char\", 'n\u{e9}'::name, true, \
+     'ab '::bpchar, 'v'::varchar, 7::oid, (-7)::smallint, -9223372036854775807",
+    "select 0.000100, -12345678901234567890.120, 'NaN'::numeric, 100000000::numeric, 1e100::numeric, 1e-30::numeric, \
+     -0.00, '-Infinity'::numeric, 1.5::float8, 1e15::float8, 123456.789e-12::float8, 2::float8",
     "select 1 as a, count(*) as b from c where false having false",
     "select o.n, x.n from o left join (select n, count(*) as k from i group by n) x on x.n = o.n and x.k > 2 where o.n < 4",
 ];

@@ -1,5 +1,7 @@
 //! The proof catches what is not equal, and works with few rights, odd search paths and extensions.
 
+use std::collections::HashMap;
+
 use pgtrickle::ErrorKind;
 use pgtrickle::analyzer::deparse::{self, Scope};
 use pgtrickle::analyzer::node::Node;
@@ -56,7 +58,8 @@ async fn a_wrong_text_is_never_proven() {
         }
         let input =
             |i: usize, change: fn(&mut RemoteInput)| move |b: &mut RemoteBatch| change(&mut b.inputs[i]);
-        let changes: [(usize, fn(&mut RemoteInput)); 4] = [
+        type Change = fn(&mut RemoteInput);
+        let changes: [(usize, Change); 4] = [
             (0, |c| c.collate = " collate \"C\"".to_owned()),
             (1, |c| c.type_name = "varchar(9)".to_owned()),
             (2, |c| c.type_name = "int8".to_owned()),
@@ -81,10 +84,14 @@ async fn a_role_needs_only_the_right_to_make_temporary_tables() {
     for_each_major(|server| async {
         let (database, client) = database(server, SCHEMA).await;
         view(&client, "v", "jb @> '{\"k\": 1}' and pi > i4").await;
-        let schema_rights = "grant usage on schema deparse_suite to pgtrickle";
-        client.batch_execute(schema_rights).await.expect("grant");
         let mut sidecar = database.as_sidecar().await;
         sidecar.batch_execute("set search_path = deparse_suite").await.expect("set");
+        let oid: u32 = client.query_one("select 'v'::regclass::oid", &[]).await.expect("oid").get(0);
+        let tree = load::view_tree(&sidecar, oid).await.expect("a tree needs no right");
+        let none = HashMap::new();
+        load::load(&sidecar, &tree, &none).await.expect("facts need no right");
+        let schema_rights = "grant usage on schema deparse_suite to pgtrickle";
+        client.batch_execute(schema_rights).await.expect("grant");
         let prepared = prepare(&mut sidecar, "v").await.expect("is proven without SELECT");
         assert!(prepared.batch.exprs[0].builtin_only);
         client
@@ -130,6 +137,23 @@ async fn a_hostile_search_path_changes_nothing() {
         assert!(!trapped.batch.exprs[0].builtin_only);
         view(&client, "deparse_suite.y", "t is distinct from v").await;
         let error = prepare(&mut client, "y").await.err().expect("no operator can be named");
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cast_from_text_that_somebody_made_is_no_way_in() {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, SCHEMA).await;
+        view(&client, "v", "(p).a + i4").await;
+        prepare(&mut client, "v").await.expect("is proven");
+        let cast = "create function text_pair(text) returns pair immutable language sql as $$ select (0, $1)::pair $$;
+            create cast (text as pair) with function text_pair(text)";
+        client.batch_execute(cast).await.expect("cast");
+        // Spawned, because the sidecar analyses on its runtime's threads.
+        let prepared = tokio::spawn(async move { prepare(&mut client, "v").await }).await.expect("no panic");
+        let error = prepared.err().expect("the text would not come back");
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     })
     .await;

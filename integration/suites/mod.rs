@@ -8,4 +8,5 @@ mod analyzer_proof;
 mod analyzer_support;
 mod expressions;
 mod harness;
+mod schema;
 mod servers;

@@ -5,7 +5,8 @@
 //! comparison (positions in the text, the form in which a cast is displayed). Runs in a transaction that is rolled
 //! back; it needs only the right TEMPORARY on the database, not even SELECT on a table.
 //!
-//! The statement is analysed under `search_path = pg_catalog, pg_temp`; sessions that run it must have the same.
+//! The statement is analysed under `search_path = pg_catalog, pg_temp`. Sessions that run it must have the same, and so
+//! must those that print its inputs: the text of `regclass` and its like depends on it.
 
 use tokio_postgres::GenericClient;
 
@@ -78,6 +79,12 @@ fn refused(error: tokio_postgres::Error) -> Error {
         )
         .with_sqlstate(state)
         .with_hint("grant temporary on the database to the role of the sidecar"),
+        "42501" => {
+            Error::unsupported(format!("the sidecar may not name everything in an expression: {said}"))
+                .with_hint(
+                    "grant usage on the schemas of the query's functions, operators and types to its role",
+                )
+        }
         "25006" => {
             Error::new(ErrorKind::ServerSetup, "the server is read-only: expressions can't be checked")
                 .with_sqlstate(state)
