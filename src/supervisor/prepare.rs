@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::rights;
 use super::sources::Assigned;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
@@ -164,6 +165,9 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
+    if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
+        return Err(lost);
+    }
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
