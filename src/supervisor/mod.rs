@@ -7,6 +7,7 @@ mod engine;
 mod feed;
 mod full;
 mod lease;
+mod obstacle;
 mod prepare;
 mod requests;
 mod rights;

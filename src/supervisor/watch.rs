@@ -108,13 +108,13 @@ impl Engine {
     }
 
     fn analyze(&self, request: Request) {
-        let target = self.options.target.clone();
+        let (target, memory_limit) = (self.options.target.clone(), self.options.memory_limit);
         let incremental = self.views.incremental();
         let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
         tokio::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
-                requests::answer_analysis(&mut client, &request, &sources).await
+                requests::answer_analysis(&mut client, &request, &sources, memory_limit).await
             };
             if let Err(e) = answer.await {
                 // The caller decides by its timeout.
