@@ -2,7 +2,10 @@
 
 mod analyzer_deparse;
 mod analyzer_load;
-mod analyzer_plans;
+mod analyzer_proof;
+mod analyzer_support;
 mod expressions;
 mod harness;
+mod pipeline;
+mod schema;
 mod servers;

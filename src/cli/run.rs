@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::signals;
 use crate::config::Settings;
 use crate::error::Result;
+use crate::supervisor::RunOptions;
 
 /// How long a shutdown may take: below the 30 s that most supervisors wait before they kill.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -24,12 +23,12 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         memory_limit_from = %settings.memory_limit.origin,
         "starting"
     );
-    engine(settings, shutdown).await?;
-    tracing::info!("stopped");
+    let options = RunOptions {
+        target: settings.target,
+        pipeline: settings.pipeline.value,
+        workers: settings.workers.value,
+        memory_limit: settings.memory_limit.value,
+    };
+    crate::supervisor::run(options, shutdown).await?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn engine(settings: Settings, shutdown: CancellationToken) -> Result<()> {
-    let _ = (settings, shutdown);
-    Err(crate::error::Error::internal("this build has no engine"))
 }
