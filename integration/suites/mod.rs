@@ -2,6 +2,8 @@
 
 mod analyzer_deparse;
 mod analyzer_load;
+mod analyzer_meaning;
+mod analyzer_plans;
 mod analyzer_proof;
 mod analyzer_support;
 mod expressions;
