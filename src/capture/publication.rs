@@ -22,7 +22,8 @@ pub async fn add_tables(client: &Client, publication: &str, wanted: &[SourceSpec
     Ok(missing.iter().map(|s| s.oid).collect())
 }
 
-async fn exists(client: &Client, publication: &str) -> Result<bool> {
+/// Whether there is such a publication.
+pub async fn exists(client: &Client, publication: &str) -> Result<bool> {
     const SQL: &str = "select exists (select from pg_catalog.pg_publication where pubname = $1)";
     Ok(client.query_one(SQL, &[&publication]).await.map_err(error)?.get(0))
 }
@@ -58,6 +59,13 @@ pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Res
             Err(e) => return Err(e.during("changing the publication")),
         }
     }
+}
+
+/// Drops the publication.
+pub async fn remove(client: &Client, publication: &str) -> Result<()> {
+    const SQL: &str = "select pgtrickle.publication_sync($1, null)";
+    client.execute(SQL, &[&publication]).await.map_err(error)?;
+    Ok(())
 }
 
 /// Waits until no transaction is left that held a write lock on one of the tables when this was called: what it wrote

@@ -12,6 +12,7 @@ use crate::analyzer::{TreeSource, analyze};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
+use crate::postgres::sessions::error;
 
 /// Prefix of the messages.
 pub const PREFIX: &[u8] = b"pgtrickle";
@@ -49,6 +50,7 @@ pub async fn answer_analysis(
     let answer = match analysis(client, request, stream_tables, memory_limit).await {
         Ok(answer) => answer,
         Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+        Err(e) if e.sqlstate() == Some("42501") => not_ours(client, request, &e).await?,
         Err(e) => refusal(&e),
     };
     store::answer(client, request.request, &answer, request.role.as_deref()).await
@@ -94,6 +96,19 @@ async fn analysis(
         }
         (Err(refused), Some("DIFFERENTIAL")) => refusal(&refused.clone().into()),
         (Err(refused), _) => full(&refused.reason, refused.hint.as_deref()),
+    })
+}
+
+/// The caller may read the sources (its own session has planned the query), the sidecar's role may not even name them.
+async fn not_ours(client: &Client, request: &Request, e: &Error) -> Result<Value> {
+    let role: String = client.query_one("select current_user::text", &[]).await.map_err(error)?.get(0);
+    let reason = format!("the sidecar's role {role} may not read the sources: {}", e.context());
+    let hint = format!("grant usage on the schema and select on the tables to {role}");
+    Ok(match request.mode.as_deref() {
+        Some("DIFFERENTIAL") => {
+            refusal(&Error::new(ErrorKind::Privilege, reason).with_sqlstate("42501").with_hint(hint))
+        }
+        _ => json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": []}),
     })
 }
 

@@ -68,6 +68,7 @@ async fn ready_slot(
 ) -> Result<u64> {
     let names = &lease.names;
     // The publication must exist before the slot's position: decoding looks it up in the catalog of that moment.
+    let existed = publication::exists(control, names.publication()).await?;
     let present = publication::tables(control, names.publication()).await?;
     publication::set_tables(control, names.publication(), &present).await?;
     let state = slot::read(control, names.slot()).await?;
@@ -76,7 +77,8 @@ async fn ready_slot(
         && lease.before.timeline == Some(lease.identity.timeline)
         && lease.before.database_oid == Some(i64::from(lease.identity.database_oid));
     let problem = match &state {
-        None if lease.before.slot_name.is_none() => None,
+        // Never served before.
+        None if lease.before.frontier.is_none() => None,
         None => Some("the replication slot is gone".to_owned()),
         Some(s)
             if s.plugin.as_deref() != Some("pgoutput")
@@ -105,7 +107,19 @@ async fn ready_slot(
         wait_until_free(control, names.slot()).await?;
         slot::drop_ours(control, names.slot()).await?;
     }
-    let start = slot::create(control, names.slot(), lease.identity.major).await?;
+    let start = match slot::create(control, names.slot(), lease.identity.major).await {
+        Ok(start) => start,
+        Err(e) => {
+            // Nothing half-made stays behind a refusal.
+            if existed {
+                return Err(e);
+            }
+            if let Err(left) = publication::remove(control, names.publication()).await {
+                tracing::warn!(error = %left, publication = names.publication(), "a publication that nobody uses is left");
+            }
+            return Err(e);
+        }
+    };
     store::reset_frontier(control, pipeline, start).await?;
     Ok(start)
 }
@@ -142,12 +156,17 @@ pub(super) async fn open_stream(options: &RunOptions, lease: &Lease, frontier: u
         }
     })
     .await
-    .map_err(|e| match e.kind() {
-        ErrorKind::Privilege | ErrorKind::Authentication => Error::new(e.kind(), e.context().to_owned())
-            .with_sqlstate(e.sqlstate().unwrap_or("42501").to_owned())
-            .with_hint(
-                "the role needs the attribute: alter role ... replication; and a line for it in pg_hba.conf",
-            ),
-        _ => e,
+    .map_err(|e| {
+        let user = options.target.config().get_user().unwrap_or("...");
+        let hint = match e.kind() {
+            ErrorKind::Privilege => {
+                format!("the role needs the attribute: alter role {user} replication (on RDS: grant rds_replication)")
+            }
+            ErrorKind::Authentication if e.hint().is_none() => {
+                "replication sessions come in as others do: pg_hba.conf must let this role in from here".to_owned()
+            }
+            _ => return e,
+        };
+        e.with_hint(hint)
     })
 }

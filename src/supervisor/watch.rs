@@ -150,7 +150,8 @@ impl Engine {
         let altered = view.row.version != row.version;
         let resumed = view.row.is_suspended() && !row.is_suspended();
         let suspended = !view.row.is_suspended() && row.is_suspended();
-        let dropped = view.row.relation.is_some() && row.relation.is_none();
+        let dropped = view.row.relation.is_some() && row.relation.is_none()
+            || view.row.query_view.is_some() && row.query_view.is_none();
         let id = row.view;
         let preparing = matches!(view.state, State::Preparing | State::Waiting(_) | State::Installing { .. });
         if (altered || resumed) && preparing {
