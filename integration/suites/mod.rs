@@ -6,6 +6,7 @@ mod analyzer_meaning;
 mod analyzer_plans;
 mod analyzer_proof;
 mod analyzer_support;
+mod cli;
 mod expressions;
 mod harness;
 mod layout;
