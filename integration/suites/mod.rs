@@ -12,6 +12,7 @@ mod bad_setup;
 mod cli;
 mod expressions;
 mod harness;
+mod layout;
 mod pipeline;
 mod rights;
 mod schema;

@@ -20,7 +20,9 @@ pub enum Function {
 impl Function {
     fn signature(self, view: ViewId) -> String {
         match self {
-            Function::Apply => format!("pgtrickle_queries.apply_{view}(pg_catalog.text[], pg_catalog.text[])"),
+            Function::Apply => {
+                format!("pgtrickle_queries.apply_{view}(pg_catalog.text[], pg_catalog.text[])")
+            }
             Function::Recompute => format!("pgtrickle_queries.recompute_{view}()"),
         }
     }
@@ -64,7 +66,9 @@ pub async fn statement(client: &Client, function: Function, view: ViewId) -> Res
             format!("the function pgtrickle_queries.{}_{view} is missing", function.name()),
         )
         .with_sqlstate("42883")
-        .with_hint("let the owner call pgtrickle.suspend_stream_table and resume_stream_table: that makes it again"));
+        .with_hint(
+            "let the owner call pgtrickle.suspend_stream_table and resume_stream_table: that makes it again",
+        ));
     }
     if !row.get::<_, Option<bool>>(2).unwrap_or(false) {
         return Err(foreign(function, view));

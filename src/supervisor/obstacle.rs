@@ -73,4 +73,3 @@ async fn too_big(client: &Client, specs: &[SourceSpec], limit: u64) -> Result<Op
         )
     }))
 }
-

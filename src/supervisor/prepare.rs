@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
-use super::{obstacle, rights};
 use super::sources::Assigned;
+use super::{obstacle, rights};
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
@@ -185,6 +185,14 @@ async fn plan_row(
             return Ok(None);
         }
     };
+    if let Some(reason) = store::missing_evaluation(client, row.view, &plan).await? {
+        if row.requested_mode == "DIFFERENTIAL" {
+            return Err(Error::unsupported(reason).with_hint("create it again while the sidecar runs"));
+        }
+        store::decide(client, row.view, "FULL", Some(&reason)).await?;
+        job.send(Event::Full { row: row.clone() })?;
+        return Ok(None);
+    }
     let specs = match obstacle::specs(client, &analysis, &plan, job.memory_limit).await? {
         Ok(specs) => specs,
         Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
