@@ -9,6 +9,7 @@ mod analyzer_support;
 mod cli;
 mod expressions;
 mod harness;
+mod layout;
 mod pipeline;
 mod schema;
 mod servers;
