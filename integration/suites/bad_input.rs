@@ -45,7 +45,6 @@ pub async fn wait_value(client: &Client, sql: &str, expected: &str) {
 /// Everything that a creation could leave behind, as counts.
 pub const TRACES: &str = "select concat_ws(' ',
     (select count(*) from pgtrickle.pgt_stream_tables), (select count(*) from pgtrickle.pgt_dependencies),
-    (select count(*) from pgtrickle.pgt_refresh_history),
     (select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
       where n.nspname !~ '^(pg_|information_schema)' and c.relkind <> 't'),
     (select count(*) from pg_proc p where p.pronamespace = 'pgtrickle_queries'::regnamespace),
@@ -173,7 +172,7 @@ const NOT_INCREMENTAL: &[(&str, &str)] = &[
     ("select id, now() > '2000-01-01' as n from src", "now"),
     ("select id, row_number() over (order by id) as n from src", "window"),
     ("select id from src order by v desc limit 3", "LIMIT"),
-    ("with recursive r (n) as (select 1 union all select n + 1 from r where n < 5) select n from r", "ecursive"),
+    ("with recursive r (n) as (select 1 union all select n + 1 from r where n < 5) select n from r", "RECURSIVE"),
     ("select s.id, o.id as oid from src s join other o on s.b = o.b", "jsonb"),
     ("select s.id, o.id as oid from src s join other o on s.a = o.a", ""),
     ("select v from keyless", "replica identity"),
@@ -237,7 +236,7 @@ async fn a_source_that_the_sidecar_may_not_read_is_recomputed_and_differential_i
         .await
         .unwrap();
         for (table, hint) in [
-            ("hidden.t", "usage on schema"),
+            ("hidden.t", "grant usage on"),
             ("app.veiled", "grant select on app.veiled to pgtrickle"),
         ] {
             let before = value(&dba, TRACES).await;

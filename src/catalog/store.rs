@@ -239,20 +239,22 @@ pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()
     Ok(())
 }
 
-/// Stores what a stream table reads.
+/// Stores what a stream table reads: relations by OID (a name could not be looked up without USAGE on its schema).
 pub async fn set_dependencies(
     client: &Client,
     view: ViewId,
-    sources: &[(String, &'static str, Vec<String>)],
+    sources: &[(u32, &'static str, Vec<String>)],
 ) -> Result<()> {
     const SQL: &str = "insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
-        select $1, pg_catalog.to_regclass($2), $2, $3, $4
+        select $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3, $4
+          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.oid = $2
         on conflict (pgt_id, source_name) do update set source = excluded.source, source_type = excluded.source_type,
             columns_used = excluded.columns_used
         where (pgt_dependencies.source, pgt_dependencies.source_type, pgt_dependencies.columns_used)
             is distinct from (excluded.source, excluded.source_type, excluded.columns_used)";
-    for (name, kind, columns) in sources {
-        client.execute(SQL, &[&view, name, kind, columns]).await.map_err(error)?;
+    for (oid, kind, columns) in sources {
+        client.execute(SQL, &[&view, oid, kind, columns]).await.map_err(error)?;
     }
     Ok(())
 }

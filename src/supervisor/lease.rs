@@ -86,7 +86,8 @@ fn check_server(identity: &Identity) -> Result<()> {
 async fn held(control: &Client, pipeline: &str) -> Result<Error> {
     const HOLDER: &str = "select a.pid, a.application_name, a.client_addr::text from pg_catalog.pg_locks l
         join pg_catalog.pg_stat_activity a on a.pid = l.pid
-        where l.locktype = 'advisory' and l.classid::bigint = $1::int::bigint and l.granted
+        where l.locktype = 'advisory' and l.classid::bigint = $1::int::bigint and l.granted and l.objsubid = 2
+          and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
           and l.objid::bigint = (pg_catalog.hashtext($2)::bigint & 4294967295)";
     let row = control.query_opt(HOLDER, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?;
     let who = row.map_or_else(String::new, |r| {

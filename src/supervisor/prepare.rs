@@ -207,7 +207,7 @@ async fn plan_row(
     Ok(Some(Candidate { row: row.clone(), specs, form, plan }))
 }
 
-fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)> {
+fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
     let kind = |r: &crate::analyzer::facts::Relation| match (r.kind, &r.stream_table) {
         (_, Some(_)) => "STREAM_TABLE",
         ('v', _) => "VIEW",
@@ -222,8 +222,7 @@ fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)>
             let used = analysis.sources.iter().find(|s| s.source == r.oid);
             let name = |a: &i16| r.columns.iter().find(|c| c.attnum == *a).map(|c| c.name.clone());
             let columns = used.map(|s| s.attributes.iter().filter_map(name).collect()).unwrap_or_default();
-            let quote = crate::capture::source::quote;
-            (format!("{}.{}", quote(&r.schema), quote(&r.name)), kind(r), columns)
+            (r.oid, kind(r), columns)
         })
         .collect()
 }

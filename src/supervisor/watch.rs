@@ -136,6 +136,7 @@ impl Engine {
         for row in rows {
             self.look_at(row).await?;
         }
+        self.watched.full_requests.retain(|id, _| self.views.0.contains_key(id));
         self.watched.known = true;
         self.announce();
         Ok(())
@@ -260,6 +261,7 @@ impl Engine {
         };
         view.row.errors = 0;
         view.row.status = "ACTIVE".to_owned();
+        self.watched.full_requests.remove(&id);
         tracing::info!(
             stream_table = %view.row.qualified(),
             inserted = drift.inserted,
