@@ -13,7 +13,9 @@ const CREATE: &str = "select pgtrickle.create_stream_table('t', 'select id, v fr
 
 /// Of one stream table: status and the message about it.
 fn told(name: &str) -> String {
-    format!("select concat_ws('|', status, last_error_message) from pgtrickle.pgt_status() where name = 'app.{name}'")
+    format!(
+        "select concat_ws('|', status, last_error_message) from pgtrickle.pgt_status() where name = 'app.{name}'"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,13 +49,25 @@ async fn a_dropped_storage_table_is_an_error_of_that_stream_table_alone_and_is_c
         let app = db.as_app().await;
         app.batch_execute(TWO).await.unwrap();
         app.batch_execute(CREATE).await.unwrap();
-        app.batch_execute("select pgtrickle.create_stream_table('u', 'select id, v from src')").await.unwrap();
+        app.batch_execute("select pgtrickle.create_stream_table('u', 'select id, v from src')")
+            .await
+            .unwrap();
         app.batch_execute("drop table t; insert into src values (2, 2)").await.unwrap();
-        wait_value(&app, &format!("select ({}) like 'ERROR|%was dropped%drop_stream_table%'", told("t")), "true").await;
+        wait_value(
+            &app,
+            &format!("select ({}) like 'ERROR|%was dropped%drop_stream_table%'", told("t")),
+            "true",
+        )
+        .await;
         app.batch_execute("select pgtrickle.refresh_stream_table('u')").await.unwrap();
         assert_equal(&app, "select id, v from src", "u", "id, v").await;
         let again = refused(&app, CREATE).await;
-        assert_eq!((again.state.as_str(), again.hint.contains("drop_stream_table")), ("42P07", true), "{}", again.message);
+        assert_eq!(
+            (again.state.as_str(), again.hint.contains("drop_stream_table")),
+            ("42P07", true),
+            "{}",
+            again.message
+        );
         for function in ["refresh_stream_table", "resume_stream_table"] {
             let gone = refused(&app, &format!("select pgtrickle.{function}('t')")).await;
             assert!(!gone.hint.is_empty(), "{function}: {} {}", gone.state, gone.message);
@@ -75,10 +89,18 @@ async fn a_dropped_view_of_the_query_is_an_error_of_that_stream_table_alone() {
         let app = db.as_app().await;
         app.batch_execute(TWO).await.unwrap();
         app.batch_execute(CREATE).await.unwrap();
-        app.batch_execute("select pgtrickle.create_stream_table('u', 'select id, v from src')").await.unwrap();
-        let view = value(&app, "select query_view from pgtrickle.stream_tables_info where pgt_name = 't'").await;
+        app.batch_execute("select pgtrickle.create_stream_table('u', 'select id, v from src')")
+            .await
+            .unwrap();
+        let view =
+            value(&app, "select query_view from pgtrickle.stream_tables_info where pgt_name = 't'").await;
         app.batch_execute(&format!("drop view {view} cascade; insert into src values (2, 2)")).await.unwrap();
-        wait_value(&app, &format!("select ({}) ~ '^(ERROR|SUSPENDED).*defining query was dropped'", told("t")), "true").await;
+        wait_value(
+            &app,
+            &format!("select ({}) ~ '^(ERROR|SUSPENDED).*defining query was dropped'", told("t")),
+            "true",
+        )
+        .await;
         app.batch_execute("select pgtrickle.refresh_stream_table('u')").await.unwrap();
         assert_equal(&app, "select id, v from src", "u", "id, v").await;
         let gone = refused(&app, "select pgtrickle.refresh_stream_table('t')").await;

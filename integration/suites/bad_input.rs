@@ -172,7 +172,10 @@ const NOT_INCREMENTAL: &[(&str, &str)] = &[
     ("select id, now() > '2000-01-01' as n from src", "now"),
     ("select id, row_number() over (order by id) as n from src", "window"),
     ("select id from src order by v desc limit 3", "LIMIT"),
-    ("with recursive r (n) as (select 1 union all select n + 1 from r where n < 5) select n from r", "RECURSIVE"),
+    (
+        "with recursive r (n) as (select 1 union all select n + 1 from r where n < 5) select n from r",
+        "RECURSIVE",
+    ),
     ("select s.id, o.id as oid from src s join other o on s.b = o.b", "jsonb"),
     ("select s.id, o.id as oid from src s join other o on s.a = o.a", ""),
     ("select v from keyless", "replica identity"),
@@ -235,12 +238,13 @@ async fn a_source_that_the_sidecar_may_not_read_is_recomputed_and_differential_i
         )
         .await
         .unwrap();
-        for (table, hint) in [
-            ("hidden.t", "grant usage on"),
-            ("app.veiled", "grant select on app.veiled to pgtrickle"),
-        ] {
+        for (table, hint) in
+            [("hidden.t", "grant usage on"), ("app.veiled", "grant select on app.veiled to pgtrickle")]
+        {
             let before = value(&dba, TRACES).await;
-            let create = format!("select pgtrickle.create_stream_table('s', 'select id from {table}', refresh_mode => ");
+            let create = format!(
+                "select pgtrickle.create_stream_table('s', 'select id from {table}', refresh_mode => "
+            );
             let told = refused(&app, &format!("{create}'DIFFERENTIAL')")).await;
             assert_eq!(told.state, "42501", "{}", told.message);
             assert!(told.message.contains("the sidecar's role pgtrickle"), "{}", told.message);

@@ -21,7 +21,8 @@ async fn run_fails(url: &str, extra: &[&str], code: i32, words: &[&str]) {
     let ended = sidecar.wait_exit(PROMPT).await;
     let log = sidecar.logs();
     assert_eq!(ended, Some(code), "{log}");
-    let told: Vec<&str> = log.lines().filter(|l| l.starts_with("error: ") || l.starts_with("hint: ")).collect();
+    let told: Vec<&str> =
+        log.lines().filter(|l| l.starts_with("error: ") || l.starts_with("hint: ")).collect();
     assert_eq!(told.len(), 2, "one sentence and one hint: {log}");
     for word in words {
         assert!(told.join("\n").contains(word), "{word:?} is not in:\n{log}");
@@ -31,9 +32,11 @@ async fn run_fails(url: &str, extra: &[&str], code: i32, words: &[&str]) {
 /// A role of this test alone, as the sidecar's role of its database.
 async fn own_role(db: &TestDatabase, dba: &Client, attributes: &str) -> String {
     let role = format!("side_{}", db.name);
-    dba.batch_execute(&format!("create role {role} login {attributes}; select pgtrickle.set_sidecar_role('{role}')"))
-        .await
-        .unwrap();
+    dba.batch_execute(&format!(
+        "create role {role} login {attributes}; select pgtrickle.set_sidecar_role('{role}')"
+    ))
+    .await
+    .unwrap();
     role
 }
 
@@ -67,10 +70,14 @@ async fn a_role_or_schema_that_will_not_do_is_told_at_once() {
         db.install();
         run_fails(&url, &["--pipeline", "nosuch"], 2, &["no pipeline nosuch", "main"]).await;
         run_fails(&format!("{url}x"), &[], 2, &["does not exist", "PGDATABASE"]).await;
-        dba.batch_execute("update pgtrickle.schema_files set checksum = 'older' where file like '003%'").await.unwrap();
+        dba.batch_execute("update pgtrickle.schema_files set checksum = 'older' where file like '003%'")
+            .await
+            .unwrap();
         run_fails(&url, &[], 8, &["not that of this binary", "pgtrickle init"]).await;
         db.install();
-        dba.batch_execute("update pgtrickle.settings set value = '999' where key = 'schema_version'").await.unwrap();
+        dba.batch_execute("update pgtrickle.settings set value = '999' where key = 'schema_version'")
+            .await
+            .unwrap();
         run_fails(&url, &[], 8, &["version 999", "upgrade this binary"]).await;
         let init = pgtrickle(&["init", "--database-url", &db.url(SUPERUSER)]);
         assert_eq!(init.status.code(), Some(8), "{}", printed(&init));
@@ -98,7 +105,8 @@ async fn the_extension_pg_trickle_is_recognised_and_left_alone() {
         let init = pgtrickle(&["init", "--database-url", &db.url(SUPERUSER), "--sidecar-role", SIDECAR]);
         assert_eq!(init.status.code(), Some(8), "{}", printed(&init));
         assert!(printed(&init).contains("DROP EXTENSION"), "{}", printed(&init));
-        let tables = "select string_agg(relname, ',') from pg_class where relnamespace = 'pgtrickle'::regnamespace";
+        let tables =
+            "select string_agg(relname, ',') from pg_class where relnamespace = 'pgtrickle'::regnamespace";
         assert_eq!(value(&dba, tables).await, "pgt_stream_tables");
     })
     .await;
@@ -115,14 +123,29 @@ async fn an_address_or_a_pooler_that_will_not_do_is_told_at_once() {
         run_fails(&format!("{}?sslmode=require", db.url(SIDECAR)), &[], 4, &["TLS", "sslmode"]).await;
         for refuses in [Refuses::Options, Refuses::Replication] {
             let pooler = StandIn::start(db.port(), refuses).await;
-            run_fails(&db.url_by(SIDECAR, pooler.port()), &[], 6, &["unsupported startup parameter", "pooler"]).await;
+            run_fails(
+                &db.url_by(SIDECAR, pooler.port()),
+                &[],
+                6,
+                &["unsupported startup parameter", "pooler"],
+            )
+            .await;
         }
         // One that swallows the options.
         let pooler = StandIn::start(db.port(), Refuses::Nothing).await;
         run_fails(&db.url_by(SIDECAR, pooler.port()), &[], 6, &["options", "pooler"]).await;
-        assert_eq!(value(&dba, "select count(*) from pg_replication_slots where active and database = current_database()").await, "0");
+        assert_eq!(
+            value(
+                &dba,
+                "select count(*) from pg_replication_slots where active and database = current_database()"
+            )
+            .await,
+            "0"
+        );
         // The start that reached the server before its replication session was refused leaves its slot for the next one.
-        let slots = value(&dba, "select count(*) from pg_replication_slots where database = current_database()").await;
+        let slots =
+            value(&dba, "select count(*) from pg_replication_slots where database = current_database()")
+                .await;
         assert!(slots == "0" || slots == "1", "{slots}");
         assert_eq!(before.split(' ').next(), Some("0"));
     })
@@ -136,7 +159,13 @@ async fn a_second_sidecar_ends_and_the_first_goes_on() {
         let dba = db.as_dba().await;
         let generation = "select generation from pgtrickle.pgt_pipelines";
         let before = value(&dba, generation).await;
-        run_fails(&db.url(SIDECAR), &[], 7, &["another sidecar serves the pipeline main (pid ", "one sidecar"]).await;
+        run_fails(
+            &db.url(SIDECAR),
+            &[],
+            7,
+            &["another sidecar serves the pipeline main (pid ", "one sidecar"],
+        )
+        .await;
         assert_eq!(value(&dba, generation).await, before, "the second one fenced off the first");
         assert_eq!(first.terminate(SOON).await, Some(0));
     })
@@ -157,7 +186,8 @@ async fn a_server_that_is_not_set_up_is_told_at_once() {
         let mut server = own_cluster(major, &settings).await;
         let (db, dba) = installed(&server).await;
         let before = value(&dba, TRACES).await;
-        run_fails(&db.url(SIDECAR), &[], 6, &["wal_level is replica", "wal_level = logical", "restart"]).await;
+        run_fails(&db.url(SIDECAR), &[], 6, &["wal_level is replica", "wal_level = logical", "restart"])
+            .await;
         assert_eq!(value(&dba, TRACES).await, before);
         drop(dba);
         server.cluster.set("wal_level", "logical");
@@ -167,8 +197,12 @@ async fn a_server_that_is_not_set_up_is_told_at_once() {
         run_fails(&db.url(SIDECAR), &[], 6, &["(SQLSTATE 53400)", "max_replication_slots"]).await;
         assert_eq!(value(&dba, TRACES).await, before, "a publication or a slot is left");
         // A password that is wrong or missing.
-        dba.batch_execute("select pg_drop_replication_slot('somebodys'); set password_encryption = 'scram-sha-256';
-            alter role pgtrickle password 'right'").await.unwrap();
+        dba.batch_execute(
+            "select pg_drop_replication_slot('somebodys'); set password_encryption = 'scram-sha-256';
+            alter role pgtrickle password 'right'",
+        )
+        .await
+        .unwrap();
         let hba = server.cluster.data_dir().join("pg_hba.conf");
         let trust = std::fs::read_to_string(&hba).unwrap();
         std::fs::write(&hba, format!("host all {SIDECAR} all scram-sha-256\n{trust}")).unwrap();
@@ -215,7 +249,9 @@ async fn once_it_has_served_a_setup_that_went_wrong_is_waited_for() {
         let role = own_role(&db, &dba, "replication").await;
         dba.batch_execute(&format!("grant usage on schema app to {role}")).await.unwrap();
         let app = db.as_app().await;
-        app.batch_execute(&format!("create table src (id int primary key); grant select on src to {role}")).await.unwrap();
+        app.batch_execute(&format!("create table src (id int primary key); grant select on src to {role}"))
+            .await
+            .unwrap();
         let mut sidecar = Sidecar::start_with_url(&db.url(&role), &[]);
         sidecar.wait_ready(SOON).await;
         app.batch_execute("select pgtrickle.create_stream_table('t', 'select id from src')").await.unwrap();
@@ -233,10 +269,19 @@ async fn once_it_has_served_a_setup_that_went_wrong_is_waited_for() {
         {
             let seen = again(&sidecar.logs());
             dba.batch_execute(&break_it).await.unwrap();
-            dba.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = $1", &[&role]).await.unwrap();
+            dba.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = $1",
+                &[&role],
+            )
+            .await
+            .unwrap();
             wait_until("it to try again", SOON, || async {
                 let log = sidecar.logs();
-                if again(&log) >= seen + 2 { Ok(()) } else { Err(log.lines().last().unwrap_or("").to_owned()) }
+                if again(&log) >= seen + 2 {
+                    Ok(())
+                } else {
+                    Err(log.lines().last().unwrap_or("").to_owned())
+                }
             })
             .await;
             app.batch_execute(&format!("insert into src values ({n})")).await.unwrap();

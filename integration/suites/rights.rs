@@ -243,7 +243,7 @@ async fn functions_that_are_not_the_owners_own_are_not_called() {
         .await
         .unwrap();
         app.batch_execute("create table fine (id int primary key)").await.unwrap();
-        for (table, mode) in [("inc", "DIFFERENTIAL"), ("full", "FULL")] {
+        for (table, mode) in [("inc", "DIFFERENTIAL"), ("all_of_it", "FULL")] {
             bob.batch_execute(&format!(
                 "select pgtrickle.create_stream_table('{table}', 'select id from src', refresh_mode => '{mode}')"
             ))
@@ -261,7 +261,7 @@ async fn functions_that_are_not_the_owners_own_are_not_called() {
         let id = async |table: &str| {
             value(&dba, &format!("select pgt_id from pgtrickle.stream_table_names where pgt_name = '{table}'")).await
         };
-        let (inc, full) = (id("inc").await, id("full").await);
+        let (inc, full) = (id("inc").await, id("all_of_it").await);
         let evaluates = format!("select p.oid::regprocedure from pg_proc p where p.proname like 'evaluate_{}_%'", id("eval").await);
         let evaluates = value(&dba, &evaluates).await;
         assert_eq!(refused(&app, &format!("select pgtrickle_queries.recompute_{full}()")).await.state, "42501");
@@ -278,7 +278,7 @@ async fn functions_that_are_not_the_owners_own_are_not_called() {
         .await
         .unwrap();
         app.batch_execute("insert into fine values (1)").await.unwrap();
-        for table in ["inc", "full"] {
+        for table in ["inc", "all_of_it"] {
             let told = refused(&bob, &format!("select pgtrickle.refresh_stream_table('{table}')")).await;
             assert!(told.message.contains("does not run as the stream table's owner"), "{table}: {}", told.message);
             assert_eq!(told.state, "42501");
@@ -287,7 +287,7 @@ async fn functions_that_are_not_the_owners_own_are_not_called() {
         assert_equal(&app, "select id from fine", "sound", "id").await;
         assert_eq!(value(&bob, "select count(*) from ran").await, "0", "the function ran");
         // Resuming makes them again.
-        for table in ["inc", "full"] {
+        for table in ["inc", "all_of_it"] {
             bob.batch_execute(&format!(
                 "select case when status in ('ERROR', 'SUSPENDED') then pgtrickle.resume_stream_table('bob.{table}') end
                    from pgtrickle.pgt_status() where name = 'bob.{table}'"

@@ -237,10 +237,11 @@ pub async fn check_installed(client: &Client) -> Result<()> {
         and pg_catalog.has_function_privilege('pgtrickle.publication_sync(text, pg_catalog.regclass[])', 'EXECUTE')";
     const STATE: &str = "select (select value::int from pgtrickle.settings where key = 'schema_version'),
             array(select file from pgtrickle.schema_files), array(select checksum from pgtrickle.schema_files)";
-    let state = client.query_one(STATE, &[]).await.map_err(|e| match failed("read the schema's version")(e) {
-        e if e.kind() == ErrorKind::Privilege => no_rights(),
-        e => e,
-    })?;
+    let state =
+        client.query_one(STATE, &[]).await.map_err(|e| match failed("read the schema's version")(e) {
+            e if e.kind() == ErrorKind::Privilege => no_rights(),
+            e => e,
+        })?;
     let (files, sums): (Vec<String>, Vec<String>) = (state.get(1), state.get(2));
     let known: Vec<(String, String)> = files.into_iter().zip(sums).collect();
     check_age(&known, state.get(0))?;

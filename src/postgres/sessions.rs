@@ -253,8 +253,13 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
     let said = format!("{text}{cause}");
     // The server answered, but not what the statement promises: no other connection helps.
-    const OURS: &[&str] =
-        &["query returned an unexpected", "error serializing", "error deserializing", "invalid column", "error retrieving"];
+    const OURS: &[&str] = &[
+        "query returned an unexpected",
+        "error serializing",
+        "error deserializing",
+        "invalid column",
+        "error retrieving",
+    ];
     if OURS.iter().any(|start| text.starts_with(start)) {
         return Error::internal(said).with_hint("please report this with the log").with_source(e);
     }

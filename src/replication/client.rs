@@ -210,9 +210,10 @@ fn error(e: PgWireError) -> Error {
                 // Slot missing, lost, or in use: the history is to be diagnosed again.
                 "42704" | "55000" | "58P01" => (ErrorKind::Identity, None),
                 "55006" => (ErrorKind::Connection, None),
-                "53300" if message.contains("max_wal_senders") => {
-                    (ErrorKind::ServerSetup, Some("raise max_wal_senders (needs a restart), or end what streams"))
-                }
+                "53300" if message.contains("max_wal_senders") => (
+                    ErrorKind::ServerSetup,
+                    Some("raise max_wal_senders (needs a restart), or end what streams"),
+                ),
                 other if is_pooler(other, message) => (ErrorKind::ServerSetup, Some(POOLER_HINT)),
                 other => (kind_of(other), None),
             };

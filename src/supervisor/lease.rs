@@ -42,7 +42,9 @@ pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
 
 /// A pooler may swallow the startup options: then nothing is pinned, and sessions may be shared as well.
 async fn check_settings(control: &Client) -> Result<()> {
-    for (name, value) in PINNED.iter().filter(|(name, _)| ["intervalstyle", "extra_float_digits"].contains(name)) {
+    for (name, value) in
+        PINNED.iter().filter(|(name, _)| ["intervalstyle", "extra_float_digits"].contains(name))
+    {
         let row = control.query_one("select pg_catalog.current_setting($1)", &[name]).await.map_err(error)?;
         if row.get::<_, String>(0) != *value {
             return Err(Error::new(

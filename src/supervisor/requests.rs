@@ -116,7 +116,9 @@ async fn not_ours(client: &Client, request: &Request, e: &Error) -> Result<Value
         Some("DIFFERENTIAL") => {
             refusal(&Error::new(ErrorKind::Privilege, reason).with_sqlstate("42501").with_hint(hint))
         }
-        _ => json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": []}),
+        _ => {
+            json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": []})
+        }
     })
 }
 
