@@ -10,6 +10,7 @@ mod cli;
 mod expressions;
 mod harness;
 mod layout;
+mod memory;
 mod pipeline;
 mod schema;
 mod servers;
