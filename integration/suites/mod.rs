@@ -13,6 +13,7 @@ mod cli;
 mod expressions;
 mod harness;
 mod layout;
+mod memory;
 mod pipeline;
 mod rights;
 mod schema;

@@ -33,6 +33,8 @@ pub(super) struct Watched {
     answers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
+    /// Forced flushes that are still due for the last request.
+    flushes: u8,
     /// Somebody waits until the frontier has passed this position.
     pub flush_target: u64,
     pub stats: DataflowStats,
@@ -84,13 +86,19 @@ impl Engine {
         Ok(())
     }
 
-    /// A caller raises the sequence, which is visible at once; its message and its commit position may not be flushed.
+    /// A caller raises the sequence, which is visible at once; its message follows, and neither is flushed on an idle
+    /// server. So after a raise two commits of our own force the WAL out, the second for what came after the first.
     async fn look_for_requests(&mut self) -> Result<()> {
-        const SQL: &str =
-            "select last_value, pg_catalog.pg_current_wal_insert_lsn() from pgtrickle.request_seq";
+        // `is_called`: the first number leaves `last_value` as it was.
+        const SQL: &str = "select last_value + is_called::int, pg_catalog.pg_current_wal_insert_lsn()
+            from pgtrickle.request_seq";
         let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
         if self.watched.requests.replace(last).is_some_and(|before| before != last) {
+            self.watched.flushes = 2;
+        }
+        if self.watched.flushes > 0 {
+            self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
             prepare::force_flush(&self.control, &self.options.pipeline).await?;
         }
