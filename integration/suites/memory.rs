@@ -35,7 +35,7 @@ async fn status(app: &tokio_postgres::Client) -> String {
 async fn a_stream_table_that_does_not_fit_is_recomputed_and_says_why() {
     for_each_major(async |server| {
         let (db, app) = prepared(server).await;
-        let mut sidecar = Sidecar::start(&db, &["--memory-limit", "16MB"]);
+        let mut sidecar = Sidecar::start(&db, &["--memory-limit", "16MiB"]);
         sidecar.wait_ready(SOON).await;
         app.execute("select pgtrickle.create_stream_table('big', $1)", &[&QUERY]).await.unwrap();
         app.batch_execute("select pgtrickle.create_stream_table('little', 'select id, v from small')")

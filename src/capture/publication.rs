@@ -39,8 +39,11 @@ pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
 /// Makes the publication hold exactly `oids`: directly where our role may (it owns publication and tables), else
 /// through `pgtrickle.publication_sync`, which the installing role owns.
 pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Result<()> {
+    // A table that is no source any more (left by an earlier life) leaves by not being named; the function would refuse it.
     const SQL: &str = "select pgtrickle.publication_sync($1, array(select o::pg_catalog.regclass
-        from pg_catalog.unnest($2::pg_catalog.oid[]) o where exists (select from pg_catalog.pg_class c where c.oid = o)))";
+        from pg_catalog.unnest($2::pg_catalog.oid[]) o where exists (select from pg_catalog.pg_class c where c.oid = o)
+         and (exists (select from pgtrickle.pgt_dependencies d where d.source = o)
+           or exists (select from pgtrickle.pgt_stream_tables s where s.pgt_relid = o))))";
     let mut attempt = 0;
     loop {
         match client.execute(SQL, &[&publication, &oids]).await.map_err(error) {

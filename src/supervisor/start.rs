@@ -69,8 +69,10 @@ async fn ready_slot(
     let names = &lease.names;
     // The publication must exist before the slot's position: decoding looks it up in the catalog of that moment.
     let existed = publication::exists(control, names.publication()).await?;
-    let present = publication::tables(control, names.publication()).await?;
-    publication::set_tables(control, names.publication(), &present).await?;
+    // What it holds is put right once it is known what is needed.
+    if !publication::exists(control, names.publication()).await? {
+        publication::set_tables(control, names.publication(), &[]).await?;
+    }
     let state = slot::read(control, names.slot()).await?;
     let stored = lease.before.frontier.unwrap_or(0);
     let same_history = lease.before.system_identifier.as_deref() == Some(&lease.identity.system_identifier)

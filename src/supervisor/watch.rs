@@ -42,8 +42,9 @@ pub(super) struct Watched {
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
     /// Sources were let go: the publication can shrink.
-    shrink: bool,
-    known: bool,
+    pub shrink: bool,
+    /// The catalog has been read.
+    pub known: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -302,7 +303,7 @@ impl Engine {
 
     /// Starts a preparation for all stream tables that are due.
     fn prepare_due(&mut self) -> Result<()> {
-        if self.preparing.is_some() {
+        if self.preparing.is_some() || (self.prepared_once && !self.settled) {
             return Ok(());
         }
         let now = Instant::now();
@@ -329,6 +330,7 @@ impl Engine {
                 view.state = State::Preparing;
             }
         }
+        self.prepared_once = true;
         self.preparing = Some(tokio::spawn(prepare::run(job)));
         Ok(())
     }
@@ -365,13 +367,15 @@ impl Engine {
         let now = fingerprint::read(&self.control, &held).await?;
         let published = publication::tables(&self.control, self.lease.names.publication()).await?;
         for (oid, _) in &held {
-            let same = now.get(oid) == self.fingerprints.get(oid);
+            let same =
+                self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
             if !same || !published.contains(oid) {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
                 let what = if same { "left the publication" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
             }
         }
+        self.fingerprints.extend(now);
         Ok(())
     }
 }
