@@ -23,7 +23,12 @@ pub async fn refused(client: &Client, sql: &str) -> Refused {
     };
     let db = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}"));
     let message = db.message().to_owned();
-    assert_ne!(db.code().code(), "40P01", "{sql}: a deadlock with the sidecar: {}", db.detail().unwrap_or(""));
+    assert_ne!(
+        db.code().code(),
+        "40P01",
+        "{sql}: a deadlock with the sidecar: {}",
+        db.detail().unwrap_or("")
+    );
     assert!(!message.contains('\n') && !message.ends_with('.') && message.len() > 10, "{sql}: {message}");
     Refused { state: db.code().code().to_owned(), message, hint: db.hint().unwrap_or_default().to_owned() }
 }

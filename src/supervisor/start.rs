@@ -69,8 +69,9 @@ async fn ready_slot(
     let names = &lease.names;
     // The publication must exist before the slot's position: decoding looks it up in the catalog of that moment.
     let existed = publication::exists(control, names.publication()).await?;
-    let present = publication::tables(control, names.publication()).await?;
-    publication::set_tables(control, names.publication(), &present).await?;
+    if !existed {
+        publication::set_tables(control, names.publication(), &[]).await?;
+    }
     let state = slot::read(control, names.slot()).await?;
     let stored = lease.before.frontier.unwrap_or(0);
     let same_history = lease.before.system_identifier.as_deref() == Some(&lease.identity.system_identifier)
