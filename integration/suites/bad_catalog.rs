@@ -110,3 +110,25 @@ async fn a_dropped_view_of_the_query_is_an_error_of_that_stream_table_alone() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_table_that_was_dropped_just_before_the_end_does_not_keep_the_sidecar_from_starting() {
+    for_each_major(async |server| {
+        let (db, mut sidecar) = live(server).await;
+        let (app, dba) = (db.as_app().await, db.as_dba().await);
+        app.batch_execute(TWO).await.unwrap();
+        app.batch_execute(CREATE).await.unwrap();
+        let published = "select coalesce(string_agg(tablename, ','), '') from pg_publication_tables";
+        wait_value(&dba, published, "src").await;
+        sidecar.pause();
+        let dropped =
+            tokio::spawn(async move { app.batch_execute("select pgtrickle.drop_stream_table('t')").await });
+        dropped.await.unwrap().unwrap();
+        sidecar.kill9();
+        assert_eq!(value(&dba, published).await, "src");
+        sidecar.start_again();
+        wait_value(&dba, published, "").await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}

@@ -46,11 +46,7 @@ impl Engine {
         if self.flights.is_empty() {
             self.feed()?;
         }
-        if !self.settled && self.has_settled() {
-            self.settled = true;
-            // A table may have been left in the publication by an earlier life.
-            self.watched.shrink = true;
-        }
+        self.settled |= self.has_settled();
         let joint = self.pending.as_ref().is_some_and(|p| self.settled || !p.installs.is_empty());
         if self.applying.is_none() && joint {
             self.start_apply();

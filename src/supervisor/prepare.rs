@@ -113,8 +113,17 @@ async fn prepare(job: &Job) -> Result<()> {
     let mut client = job.target.connect(Purpose::Analyze).await?;
     let mut candidates = Vec::new();
     let mut incremental = job.incremental.clone();
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
     for row in &job.rows {
-        match plan_row(job, &mut client, row, &incremental).await {
+        let mut planned = plan_row(job, &mut client, row, &incremental).await;
+        // The application changes a source just now.
+        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+            && tokio::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            planned = plan_row(job, &mut client, row, &incremental).await;
+        }
+        match planned {
             Ok(Some(candidate)) => {
                 incremental.push(row.view);
                 candidates.push(candidate);

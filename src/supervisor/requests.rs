@@ -1,6 +1,7 @@
 //! What SQL functions ask the live sidecar (D12), by logical messages with the prefix `pgtrickle`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,6 +15,10 @@ use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::error;
+
+/// How long an analysis gives way to locks of the application. They may be the caller's own: then the decision falls
+/// after its commit.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Prefix of the messages.
 pub const PREFIX: &[u8] = b"pgtrickle";
@@ -48,7 +53,15 @@ pub async fn answer_analysis(
     stream_tables: &HashMap<u32, StreamTable>,
     memory_limit: u64,
 ) -> Result<()> {
-    let answer = match analysis(client, request, stream_tables, memory_limit).await {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut analysed = analysis(client, request, stream_tables, memory_limit).await;
+    while analysed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        analysed = analysis(client, request, stream_tables, memory_limit).await;
+    }
+    let answer = match analysed {
         Ok(answer) => answer,
         Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
         Err(e) if e.sqlstate() == Some("42501") => not_ours(client, request, &e).await?,
@@ -122,9 +135,9 @@ async fn not_ours(client: &Client, request: &Request, e: &Error) -> Result<Value
     })
 }
 
-/// An object that the caller's own transaction made can't be seen from here: the decision falls after the commit.
+/// An object that the caller's own transaction made or locks can't be seen from here: the decision falls after the commit.
 fn refusal(e: &Error) -> Value {
-    let unseen = matches!(e.sqlstate(), Some("42P01" | "42704" | "42883" | "3F000"));
+    let unseen = matches!(e.sqlstate(), Some("42P01" | "42704" | "42883" | "3F000" | "55P03"));
     let state = if unseen { "P0T01" } else { e.sqlstate().unwrap_or("XX000") };
     json!({"ok": false, "sqlstate": state, "message": e.context(), "hint": e.hint()})
 }

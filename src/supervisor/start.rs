@@ -70,7 +70,7 @@ async fn ready_slot(
     // The publication must exist before the slot's position: decoding looks it up in the catalog of that moment.
     let existed = publication::exists(control, names.publication()).await?;
     // What it holds is put right once it is known what is needed.
-    if !publication::exists(control, names.publication()).await? {
+    if !existed {
         publication::set_tables(control, names.publication(), &[]).await?;
     }
     let state = slot::read(control, names.slot()).await?;

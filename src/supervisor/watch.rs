@@ -41,8 +41,9 @@ pub(super) struct Watched {
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
-    /// Sources were let go: the publication can shrink.
-    pub shrink: bool,
+    /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
+    /// source was let go.
+    shrunk: bool,
     /// The catalog has been read.
     pub known: bool,
 }
@@ -348,14 +349,15 @@ impl Engine {
             if let Some(oid) = self.sources.release(instance) {
                 self.assembler.unregister(oid);
                 self.fingerprints.remove(&oid);
-                self.watched.shrink = true;
+                self.watched.shrunk = false;
             }
         }
         Ok(())
     }
 
     async fn compare_fingerprints(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.watched.shrink) {
+        if !self.watched.shrunk {
+            self.watched.shrunk = true;
             let oids: Vec<u32> = self.sources.held().iter().map(|(oid, _)| *oid).collect();
             publication::set_tables(&self.control, self.lease.names.publication(), &oids).await?;
         }
