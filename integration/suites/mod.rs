@@ -8,6 +8,7 @@ mod analyzer_proof;
 mod analyzer_support;
 mod expressions;
 mod harness;
+mod hazards;
 mod pipeline;
 mod schema;
 mod servers;
