@@ -22,6 +22,9 @@ const EPOCH_BYTES: usize = 64 << 20;
 /// Transactions in one epoch.
 const EPOCH_TRANSACTIONS: usize = 20_000;
 
+/// Changed rows that may wait for the writer before nothing more is fed.
+const PENDING_ROWS: usize = 500_000;
+
 /// An epoch in the dataflow.
 pub(super) struct Flight {
     pub epoch: Epoch,
@@ -50,8 +53,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Feeds the next epoch, if there is anything to feed.
+    /// Feeds the next epoch, if there is anything to feed and the writer is not too far behind.
     fn feed(&mut self) -> Result<()> {
+        let waiting = |p: &Pending| p.deltas.values().map(Vec::len).sum::<usize>();
+        if self.pending.as_ref().is_some_and(|p| waiting(p) > PENDING_ROWS) {
+            return Ok(());
+        }
         let mut feed: Feed = std::mem::take(&mut self.carry);
         let (mut bytes, mut transactions) = (0, 0);
         let mut progress = Progress { frontier: self.fed, data_time: None, xids: Vec::new() };
@@ -70,7 +77,9 @@ impl Engine {
             progress.data_time = progress.data_time.max(self.server_time);
         }
         self.sources.passed(progress.frontier);
-        let installs = self.installable();
+        // What is prepared together joins together: at a start all stream tables move from the boundary that they
+        // stored to the new one in one transaction (invariant 2).
+        let installs = if self.preparing.is_none() { self.installable() } else { Vec::new() };
         self.fed = self.fed.max(progress.frontier);
         if feed.is_empty() && transactions == 0 && installs.is_empty() {
             return Ok(());
