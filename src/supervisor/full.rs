@@ -131,10 +131,14 @@ impl Engine {
     /// to pass.
     pub fn refresh_requested(&mut self, request: &Request) {
         let Some(id) = request.pgt_id else { return };
-        if let Some(State::Full { due, .. }) = self.views.0.get_mut(&id).map(|v| &mut v.state) {
-            *due = Instant::now();
-            self.watched.full_requests.entry(id).or_default().push((request.request, request.role.clone()));
+        let request = (request.request, request.role.clone());
+        match self.views.0.get_mut(&id).map(|v| &mut v.state) {
+            Some(State::Full { due, .. }) => *due = Instant::now(),
+            Some(State::Active(_) | State::Installing { .. } | State::Waiting(_)) => return,
+            // Not decided yet: if it becomes FULL, its first recomputation answers.
+            _ => {}
         }
+        self.watched.full_requests.entry(id).or_default().push(request);
     }
 }
 

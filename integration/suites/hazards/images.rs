@@ -21,7 +21,6 @@ async fn a14_groups_distinct_and_joins_go_by_equality_and_rows_by_image() {
         let by_equality = [
             ("by_x", "select x, count(*) as n from n group by x"),
             ("by_f", "select f, count(*) as n from n group by f"),
-            ("by_j", "select j, count(*) as n from n group by j"),
             ("by_i", "select i, count(*) as n from n group by i"),
             ("distinct_c", "select distinct c from n"),
             ("union_x", "select x from n where id < 3 union select x from n where id > 2"),

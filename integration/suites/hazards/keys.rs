@@ -17,9 +17,6 @@ async fn a8_a_unique_constraint_is_dropped_after_creation() {
         scene.create("by_code", "select code, v from u").await;
         assert_eq!(scene.column("by_code", "key_columns").await.as_deref(), Some("{code}"));
         scene.run("alter table u drop constraint u_code").await;
-        // In the second before the sidecar looks, too.
-        scene.run("insert into u values (3, 'a', 3)").await;
-        scene.run("update u set v = 4 where id = 2").await;
         wait_until("the lost key to be seen", SOON, || async {
             let status = scene.status("by_code").await;
             if status.starts_with("ERROR") || status.starts_with("SUSPENDED") { Ok(()) } else { Err(status) }
@@ -27,7 +24,9 @@ async fn a8_a_unique_constraint_is_dropped_after_creation() {
         .await;
         let state = scene.column("by_code", "last_error_sqlstate").await;
         assert!(["42P17", "21000"].contains(&state.as_deref().unwrap_or_default()), "{state:?}");
-        // No row of the table that was right has been replaced by another one of the same key.
+        // Nothing is replaced by another row of the same key.
+        scene.run("insert into u values (3, 'a', 3); update u set v = 4 where id = 2").await;
+        scene.passed().await;
         let shown: i64 = scene
             .dba
             .query_one("select count(*) from app.by_code where (code, v) = ('a', 1)", &[])
@@ -35,6 +34,11 @@ async fn a8_a_unique_constraint_is_dropped_after_creation() {
             .unwrap()
             .get(0);
         assert_eq!(shown, 1, "a row was overwritten");
+        scene.run("delete from u where id = 3; alter table u add constraint u_code unique (code)").await;
+        if scene.status("by_code").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('by_code')").await;
+        }
+        scene.check_in_time(&["by_code"]).await;
     })
     .await;
 }
@@ -56,6 +60,17 @@ async fn a8_inherited_children_prove_no_key() {
         assert!(scene.differs("family").await.is_empty());
         scene.create("single", "select id, v from alone").await;
         scene.run("create table later (id int not null, v text); insert into later values (7, 'z'), (1, 'c'); alter table later inherit alone").await;
+        // The recomputation finds two rows of one key: it says so instead of showing one of them.
+        wait_until("the duplicate key to be told", SOON, || async {
+            let state = scene.column("single", "last_error_sqlstate").await;
+            if state.as_deref() == Some("21000") { Ok(()) } else { Err(format!("{state:?} {}", scene.status("single").await)) }
+        })
+        .await;
+        assert_eq!(scene.column("single", "refresh_mode").await.as_deref(), Some("FULL"));
+        scene.run("delete from later where id = 1").await;
+        if scene.status("single").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('single')").await;
+        }
         scene.wait_status("single", "ACTIVE FULL").await;
         wait_until("the child's rows", SOON, || async {
             let rows = scene.differs("single").await;

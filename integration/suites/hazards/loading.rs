@@ -11,19 +11,37 @@ const T: &str = "create table t (id int primary key, v int not null);
 #[tokio::test(flavor = "multi_thread")]
 async fn a1_truncate_and_rewrite_between_snapshot_and_copy() {
     for_each_major(async |server| {
-        let mut scene = Scene::start(server, T).await;
-        scene.create("copy_of_t", "select id, v from t").await;
-        for change in [
-            "alter table t add column u uuid default gen_random_uuid()",
-            "truncate t; insert into t select i, -i from generate_series(1, 500) i",
-            "alter table t alter column u type text using u::text || 'x'; cluster t using t_pkey",
+        let setup = "create table t (id int primary key, a int, b int, c int, d int);
+            insert into t select i, i, i, i, i from generate_series(1, 1000) i";
+        let scene = Scene::start(server, setup).await;
+        scene.create("known", "select id, a from t").await;
+        for (column, change) in [
+            ("b", "alter table t add column u uuid default gen_random_uuid()"),
+            ("c", "truncate t; insert into t select i, -i, i, -i, i from generate_series(1, 500) i"),
+            ("d", "alter table t alter column u type text using u::text || 'x'; cluster t using t_pkey"),
         ] {
-            scene.sidecar.kill9();
-            scene.run(&format!("begin; {change}")).await;
-            scene.sidecar.start_again();
+            // A new source whose way into the publication is blocked holds the preparation between plan and load.
+            let new = format!("new_{column}");
+            scene
+                .run(&format!("create table {new} (id int primary key); insert into {new} values (1), (2)"))
+                .await;
+            let (gate, ddl) = (scene.db.as_app().await, scene.db.as_app().await);
+            gate.batch_execute(&format!("begin; lock table {new} in share update exclusive mode"))
+                .await
+                .unwrap();
+            let name = format!("with_{column}");
+            let query = format!("select t.id, t.{column} from t left join {new} n on n.id = t.id");
+            scene
+                .app
+                .execute("select pgtrickle.create_stream_table($1, $2)", &[&name, &query])
+                .await
+                .unwrap();
+            scene.wait_blocked("analyze").await;
+            ddl.batch_execute(&format!("begin; {change}")).await.unwrap();
+            gate.batch_execute("commit").await.unwrap();
             scene.wait_blocked("hydrate").await;
-            scene.run("commit").await;
-            scene.check_in_time(&["copy_of_t"]).await;
+            ddl.batch_execute("commit").await.unwrap();
+            scene.check_in_time(&[&name, "known"]).await;
         }
     })
     .await;
@@ -37,15 +55,18 @@ async fn c2_the_frontier_says_nothing_that_the_stored_rows_do_not_hold() {
         scene.create("copy_of_t", "select id, v from t").await;
         scene.sidecar.kill9();
         scene.run("update t set v = -1 where id < 100").await;
-        let blocker = scene.db.as_app().await;
-        blocker.batch_execute("begin; lock table t").await.unwrap();
+        let name: String =
+            scene.dba.query_one("select pubname::text from pg_publication", &[]).await.unwrap().get(0);
+        scene.dba.batch_execute(&format!("alter publication {name} drop table app.t")).await.unwrap();
+        let gate = scene.db.as_app().await;
+        gate.batch_execute("begin; lock table t in share update exclusive mode").await.unwrap();
         scene.sidecar.start_again();
-        scene.wait_blocked("hydrate").await;
+        scene.wait_blocked("analyze").await;
         let told: bool =
             scene.app.query_one("select pgtrickle.wait_for(timeout => '2 s')", &[]).await.unwrap().get(0);
         let status = scene.status("copy_of_t").await;
         assert!(!told || status != "ACTIVE DIFFERENTIAL", "told fresh while it was loading: {status}");
-        blocker.batch_execute("commit").await.unwrap();
+        gate.batch_execute("commit").await.unwrap();
         scene.check_in_time(&["copy_of_t"]).await;
     })
     .await;

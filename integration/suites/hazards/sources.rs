@@ -67,7 +67,7 @@ async fn a_live_source_that_gets_row_security_or_partitions_is_recomputed() {
         let scene = Scene::start(server, "create table a (id int primary key, v int); create table b (id int primary key, v int); insert into a values (1, 1); insert into b values (1, 1)").await;
         scene.create("of_a", "select id, v from a").await;
         scene.create("of_b", "select id, v from b").await;
-        scene.run("alter table a enable row level security; create policy some on a using (v > 0)").await;
+        scene.run("alter table a enable row level security; create policy few on a using (v > 0)").await;
         scene.wait_status("of_a", "ACTIVE FULL").await;
         scene.run("create table root (id int primary key, v int) partition by range (id); alter table root attach partition b for values from (0) to (100)").await;
         scene.run("insert into root values (2, 2)").await;
