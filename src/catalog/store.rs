@@ -31,6 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
+    /// It was kept incrementally before (it has a frontier of its own).
+    pub was_live: bool,
 }
 
 impl StreamTableRow {
@@ -46,7 +48,8 @@ impl StreamTableRow {
 /// All stream tables of a pipeline.
 pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
     const SQL: &str = "select s.pgt_id, s.pgt_schema, s.pgt_name, c.oid, v.oid, s.schedule, s.requested_refresh_mode,
-            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors
+            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors,
+            s.frontier is not null
         from pgtrickle.pgt_stream_tables s
         left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_class v on v.oid = s.query_view
         where s.pipeline = $1 order by s.pgt_id";
@@ -64,6 +67,7 @@ pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<Stream
         key_columns: r.get(9),
         version: r.get(10),
         errors: r.get(11),
+        was_live: r.get(12),
     };
     Ok(rows.iter().map(row).collect())
 }
@@ -134,6 +138,18 @@ pub async fn take_over(
         .await
         .map_err(error)?;
     Ok(row.get(0))
+}
+
+/// At a start nothing is known to be up to date: ACTIVE incremental stream tables are INITIALIZING until they are
+/// reconciled. Otherwise the pipeline's frontier, which moves on meanwhile, would speak for them.
+pub async fn demote(client: &Client, pipeline: &str) -> Result<()> {
+    const SQL: &str = "update pgtrickle.pgt_stream_tables s set status = 'INITIALIZING', frontier = p.frontier,
+            data_timestamp = greatest(s.data_timestamp, p.data_timestamp)
+        from pgtrickle.pgt_pipelines p
+        where p.pipeline = s.pipeline and s.pipeline = $1 and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
+          and p.frontier is not null";
+    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
+    Ok(())
 }
 
 /// Sets the frontier of a pipeline whose slot was made anew.

@@ -378,7 +378,7 @@ async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Ass
         .filter_map(|s| assigned.iter().find(|a| a.spec.oid == s.oid))
         .map(|a| (a.spec.oid, a.spec.binding(a.instance)))
         .collect();
-    let action = if row.status == "INITIALIZING" { "INITIAL" } else { "REINITIALIZE" };
+    let action = if row.status == "INITIALIZING" && !row.was_live { "INITIAL" } else { "REINITIALIZE" };
     let initiated = if action == "INITIAL" { "INITIAL" } else { "SCHEDULER" };
     let refresh = history::start(client, row.view, action, Some(&job.reason), initiated).await?;
     let columns: Vec<(String, TypeClass)> =

@@ -24,6 +24,7 @@ pub async fn serve(
 ) -> Result<()> {
     let control = options.target.connect(Purpose::Control).await?;
     let lease = lease::acquire(&control, &options.pipeline).await?;
+    store::demote(&control, &options.pipeline).await?;
     history::close_interrupted(&control).await?;
     // Creating a slot waits for transactions of the whole cluster.
     let frontier = tokio::select! {

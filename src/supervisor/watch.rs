@@ -376,15 +376,8 @@ impl Engine {
     }
 
     async fn compare_fingerprints(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.watched.shrink) {
-            let oids: Vec<u32> = self.sources.held().iter().map(|(oid, _)| *oid).collect();
-            publication::set_tables(&self.control, self.lease.names.publication(), &oids).await?;
-        }
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
-        if held.is_empty() {
-            return Ok(());
-        }
         let now = fingerprint::read(&self.control, &held).await?;
         let published = publication::tables(&self.control, self.lease.names.publication()).await?;
         for (oid, _) in &held {
@@ -394,6 +387,13 @@ impl Engine {
                 let what = if same { "is not published whole any more" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
             }
+        }
+        // Only after the comparison: a table that somebody took out must not come back unnoticed.
+        if std::mem::take(&mut self.watched.shrink) {
+            let held = self.sources.held();
+            let kept: Vec<u32> =
+                published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();
+            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
     }

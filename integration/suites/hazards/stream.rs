@@ -121,9 +121,8 @@ async fn c1_the_acknowledgement_never_passes_the_stored_frontier() {
         const STORED: &str = "select frontier from pgtrickle.pgt_pipelines";
         use tokio_postgres::types::PgLsn;
         let start: PgLsn = scene.dba.query_one(STORED, &[]).await.unwrap().get(0);
-        let mut target = None;
         let began = Instant::now();
-        loop {
+        let target = loop {
             scene.dba.batch_execute("insert into public.noise select generate_series(1, 100)").await.unwrap();
             if began.elapsed().as_millis() % 3 == 0 {
                 scene.run("update t set v = v + 1 where id = 1").await;
@@ -133,12 +132,10 @@ async fn c1_the_acknowledgement_never_passes_the_stored_frontier() {
             let stored: PgLsn = scene.dba.query_one(STORED, &[]).await.unwrap().get(0);
             assert!(acknowledged <= stored, "acknowledged {acknowledged}, stored {stored}");
             if began.elapsed() > Duration::from_secs(2) {
-                target = Some(current);
-                break;
+                break current;
             }
-        }
+        };
         // Now idle for the sources: others' WAL must not be held back.
-        let target = target.unwrap();
         assert!(target > start);
         wait_until("the slot to pass others' WAL", SOON, || async {
             let slot = scene.dba.query_one(SQL, &[]).await.unwrap();
