@@ -76,13 +76,14 @@ async fn a3_the_server_crashes_with_asynchronous_commits() {
         for round in 1..=3 {
             let name = format!("late_{round}");
             scene.run(&format!("insert into t select {round} * 1000 + i, i from generate_series(1, 50) i")).await;
+            // The creation itself must not be lost.
+            scene.run("set synchronous_commit = on").await;
             scene
                 .run(&format!(
-                    "set synchronous_commit = on;
-                     select pgtrickle.create_stream_table('{name}', 'select v, count(*) as n from t group by v');
-                     set synchronous_commit = off"
+                    "select pgtrickle.create_stream_table('{name}', 'select v, count(*) as n from t group by v')"
                 ))
                 .await;
+            scene.run("set synchronous_commit = off").await;
             // Not flushed: in the next load's snapshot, or in nobody's.
             for i in 0..20 * round {
                 scene.run(&format!("update t set v = v + 1 where id % 20 = {}", i % 20)).await;

@@ -27,7 +27,8 @@ async fn a5_code_of_users_never_runs_as_the_sidecar() {
         scene.check(&["watched", "times"]).await;
         scene.run("select pgtrickle.create_stream_table('called', 'select id, whoami(v) as who, deep(v) as deep from t')").await;
         scene.wait_status("called", "ACTIVE").await;
-        scene.run("insert into t values (3, 3); select pgtrickle.refresh_stream_table('called')").await;
+        scene.run("insert into t values (3, 3)").await;
+        scene.run("select pgtrickle.refresh_stream_table('called')").await;
         const WHO: &str = "select string_agg(distinct who, ',') from
             (select who from app.seen union all select who from app.called union all select deep from app.called) a";
         let who: String = scene.dba.query_one(WHO, &[]).await.unwrap().get(0);
