@@ -203,12 +203,13 @@ declare
 begin
     if keys is not null then
         diff := format(
-            'select case when q.%1$s is null then 1 when t.%1$s is null then 3 else 2 end as kind,
+            'select case when q.__pgt_copies > 1 then 0 when q.%1$s is null then 1 when t.%1$s is null then 3 else 2 end as kind,
                     case when q.%1$s is null then row(%2$s)::text else row(%3$s)::text end as rec
-               from (select * from %4$s) q full join %5$s t on %6$s
-              where q.%1$s is null or t.%1$s is null
+               from (select v.*, count(*) over (partition by %7$s) as __pgt_copies from %4$s v) q full join %5$s t on %6$s
+              where q.%1$s is null or t.%1$s is null or q.__pgt_copies > 1
                  or (row(%3$s)::record operator(pg_catalog.*<>) row(%2$s)::record and row(%3$s)::text <> row(%2$s)::text)',
-            k1, t_cols, q_cols, view, rel, pgtrickle._key_match(rel, 'q', 't'));
+            k1, t_cols, q_cols, view, rel, pgtrickle._key_match(rel, 'q', 't'),
+            (select string_agg(format('v.%I', u.k), ', ' order by u.ord) from unnest(keys) with ordinality u (k, ord)));
         fill := format('insert into %s (%s) select %s from %s q', rel, cols, q_cols, view);
     else
         diff := format(
@@ -259,7 +260,11 @@ begin
                                      case when as_pairs and y.kind = 2 then 2 else 1 end) p (n)) x) c
                  group by c.kind, c.part order by c.kind
             loop
-                if b.kind = 1 then
+                -- The key was proven by a constraint that is gone: one of these rows would replace the other.
+                if b.kind = 0 then
+                    raise exception ''the query has several rows with one key'' using errcode = ''21000'',
+                        hint = ''A unique constraint of a source was dropped: bring it back, or create the stream table again.'';
+                elsif b.kind = 1 then
                     select * into done from pgtrickle_queries.apply_%5$s(b.recs, null);
                     deleted_rows := deleted_rows + done.deleted_rows;
                 else

@@ -12,6 +12,7 @@ mod bad_setup;
 mod cli;
 mod expressions;
 mod harness;
+mod hazards;
 mod layout;
 mod memory;
 mod pipeline;

@@ -285,12 +285,14 @@ impl Writer {
             .with_sqlstate("55000")
             .with_hint("the stream table is reconciled with its query"));
         }
+        stored(batch, inserted)?;
         let updated = batch.replaced as i64;
         Ok((view, Written { inserted: inserted - updated, updated, deleted }))
     }
 
     async fn call_unchecked(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
-        self.call_rows(view, batch).await?;
+        let (_, inserted) = self.call_rows(view, batch).await?;
+        stored(batch, inserted)?;
         let updated = batch.replaced as i64;
         let inserted = batch.inserted.len() as i64 - updated;
         let deleted = (batch.deleted.len() - batch.inserted.len()) as i64;
@@ -324,4 +326,15 @@ impl Writer {
         }
         Ok((deleted, inserted))
     }
+}
+
+/// A trigger or rule of a user's can drop rows without a word.
+fn stored(batch: &Batch, inserted: i64) -> Result<()> {
+    if inserted == batch.inserted.len() as i64 {
+        return Ok(());
+    }
+    let context = format!("{inserted} rows were stored instead of {}", batch.inserted.len());
+    Err(Error::new(ErrorKind::Apply, context)
+        .with_sqlstate("55000")
+        .with_hint("a trigger or rule on the stream table keeps rows out: drop it"))
 }

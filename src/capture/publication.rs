@@ -28,10 +28,13 @@ pub async fn exists(client: &Client, publication: &str) -> Result<bool> {
     Ok(client.query_one(SQL, &[&publication]).await.map_err(error)?.get(0))
 }
 
-/// OIDs of the tables in the publication.
+/// OIDs of the tables that the publication publishes whole: a row filter, a column list or a reduced set of operations
+/// would drop changes without a word.
 pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
     const SQL: &str = "select r.prrelid from pg_catalog.pg_publication_rel r
-        join pg_catalog.pg_publication p on p.oid = r.prpubid where p.pubname = $1";
+        join pg_catalog.pg_publication p on p.oid = r.prpubid
+        where p.pubname = $1 and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot
+          and pg_catalog.to_jsonb(r) ->> 'prqual' is null and pg_catalog.to_jsonb(r) ->> 'prattrs' is null";
     let rows = client.query(SQL, &[&publication]).await.map_err(error)?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }

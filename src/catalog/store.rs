@@ -31,6 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
+    /// It was kept incrementally before (it has a frontier of its own).
+    pub was_live: bool,
 }
 
 impl StreamTableRow {
@@ -46,7 +48,8 @@ impl StreamTableRow {
 /// All stream tables of a pipeline.
 pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
     const SQL: &str = "select s.pgt_id, s.pgt_schema, s.pgt_name, c.oid, v.oid, s.schedule, s.requested_refresh_mode,
-            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors
+            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors,
+            s.frontier is not null
         from pgtrickle.pgt_stream_tables s
         left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_class v on v.oid = s.query_view
         where s.pipeline = $1 order by s.pgt_id";
@@ -64,6 +67,7 @@ pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<Stream
         key_columns: r.get(9),
         version: r.get(10),
         errors: r.get(11),
+        was_live: r.get(12),
     };
     Ok(rows.iter().map(row).collect())
 }

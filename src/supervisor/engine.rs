@@ -289,6 +289,8 @@ impl Engine {
             Some(prepare::Event::Recomputed { view, outcome }) => self.recomputed(view, outcome).await,
             Some(prepare::Event::Done(outcome)) => {
                 self.preparing = None;
+                // Also what an earlier life had published and nobody reads any more.
+                self.watched.shrunk = false;
                 self.drop_unused()?;
                 outcome
             }

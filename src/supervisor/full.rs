@@ -131,14 +131,14 @@ impl Engine {
     /// to pass.
     pub fn refresh_requested(&mut self, request: &Request) {
         let Some(id) = request.pgt_id else { return };
-        let asked = (request.request, request.role.clone());
+        let request = (request.request, request.role.clone());
         match self.views.0.get_mut(&id).map(|v| &mut v.state) {
             Some(State::Full { due, .. }) => *due = Instant::now(),
-            // On its way, or not read from the catalog yet: if it becomes FULL, the caller waits for this answer.
-            Some(State::Preparing | State::Failed { again: Some(_) }) | None => {}
-            Some(_) => return,
+            Some(State::Active(_) | State::Installing { .. } | State::Waiting(_)) => return,
+            // Not decided yet: if it becomes FULL, its first recomputation answers.
+            _ => {}
         }
-        self.watched.full_requests.entry(id).or_default().push(asked);
+        self.watched.full_requests.entry(id).or_default().push(request);
     }
 }
 

@@ -25,7 +25,11 @@ pub async fn serve(
     let control = options.target.connect(Purpose::Control).await?;
     let lease = lease::acquire(&control, &options.pipeline).await?;
     history::close_interrupted(&control).await?;
-    let frontier = ready_slot(&control, &options.target, &lease, &options.pipeline).await?;
+    // Creating a slot waits for transactions of the whole cluster.
+    let frontier = tokio::select! {
+        frontier = ready_slot(&control, &options.target, &lease, &options.pipeline) => frontier?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let session = open_stream(options, &lease, frontier).await?;
     let writer_session = options.target.connect(Purpose::Apply).await?;
     let writer = Writer::new(writer_session, &options.pipeline, lease.generation).await?;
@@ -94,6 +98,8 @@ async fn ready_slot(
         }
         Some(s) if s.is_lost() => Some("the server has discarded WAL that the slot needed".to_owned()),
         Some(_) if !same_history => Some("the server is another one, or was restored".to_owned()),
+        // Its changes of the meantime are missing; before 18 the slot can't even be read past that point.
+        Some(_) if !existed => Some("the publication was dropped".to_owned()),
         Some(s) if s.confirmed.is_some_and(|c| c > stored) => {
             Some("the slot was moved without us".to_owned())
         }

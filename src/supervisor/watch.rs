@@ -8,7 +8,8 @@ use super::engine::Engine;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
-use super::views::{State, View, retry_at};
+use super::validity::{self, Validity};
+use super::views::{SUSPEND_AFTER, State, View, retry_at};
 use crate::apply::history::Written;
 use crate::capture::{fingerprint, publication};
 use crate::catalog::store::{self, StreamTableRow};
@@ -43,7 +44,9 @@ pub(super) struct Watched {
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
-    shrunk: bool,
+    pub shrunk: bool,
+    /// What the plans at hand were made from.
+    pub validity: Validity,
     /// The catalog has been read.
     pub known: bool,
 }
@@ -74,6 +77,7 @@ impl Engine {
         }
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
+            self.compare_validity().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -226,7 +230,12 @@ impl Engine {
     async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;
-        let again = if rights::is_lost_right(&e) { None } else { retry_at(view.row.errors) };
+        let again = match e.kind() {
+            _ if rights::is_lost_right(&e) => None,
+            // A lock ends by itself: it is waited for as long as it takes (hazard B3).
+            ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
+            _ => retry_at(view.row.errors),
+        };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
@@ -253,8 +262,33 @@ impl Engine {
         Ok(())
     }
 
+    /// A plan whose foundations have changed is made anew.
+    async fn compare_validity(&mut self) -> Result<()> {
+        let now = validity::read(&self.control, &self.options.pipeline, None).await?;
+        let planned =
+            |s: &State| matches!(s, State::Waiting(_) | State::Installing { .. } | State::Active(_));
+        let changed: Vec<ViewId> = self
+            .views
+            .0
+            .iter()
+            .filter(|(id, v)| planned(&v.state) && now.get(id) != self.watched.validity.get(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in changed {
+            let name = self.views.0.get(&id).map(|v| v.row.qualified()).unwrap_or_default();
+            tracing::info!(stream_table = %name, "its query, a function, a key or a generated column changed: planned again");
+            self.remove(id)?;
+            self.set_failed(id, Some(Instant::now()));
+        }
+        Ok(())
+    }
+
     /// A prepared stream table waits for its sources.
-    pub fn ready(&mut self, prepared: prepare::Prepared) {
+    pub fn ready(&mut self, mut prepared: prepare::Prepared) {
+        match prepared.validity.take() {
+            Some(validity) => drop(self.watched.validity.insert(prepared.row.view, validity)),
+            None => drop(self.watched.validity.remove(&prepared.row.view)),
+        }
         let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
         if matches!(view.state, State::Preparing) {
             view.state = State::Waiting(Box::new(prepared));
@@ -356,16 +390,8 @@ impl Engine {
     }
 
     async fn compare_fingerprints(&mut self) -> Result<()> {
-        if !self.watched.shrunk {
-            self.watched.shrunk = true;
-            let oids: Vec<u32> = self.sources.held().iter().map(|(oid, _)| *oid).collect();
-            publication::set_tables(&self.control, self.lease.names.publication(), &oids).await?;
-        }
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
-        if held.is_empty() {
-            return Ok(());
-        }
         let now = fingerprint::read(&self.control, &held).await?;
         let published = publication::tables(&self.control, self.lease.names.publication()).await?;
         for (oid, _) in &held {
@@ -373,11 +399,18 @@ impl Engine {
                 self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
             if !same || !published.contains(oid) {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
-                let what = if same { "left the publication" } else { "changed its shape" };
+                let what = if same { "is not published whole any more" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
             }
         }
         self.fingerprints.extend(now);
+        // Only after the comparison: a table that somebody took out must not come back unnoticed.
+        if !std::mem::replace(&mut self.watched.shrunk, true) {
+            let held = self.sources.held();
+            let kept: Vec<u32> =
+                published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();
+            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
+        }
         Ok(())
     }
 }
