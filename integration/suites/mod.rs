@@ -5,4 +5,5 @@ mod analyzer_load;
 mod analyzer_plans;
 mod expressions;
 mod harness;
+mod oracle;
 mod servers;
