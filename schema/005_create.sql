@@ -119,7 +119,8 @@ begin
     end if;
     reply := pgtrickle._answer(
         pgtrickle._request('analyze', jsonb_build_object('pgt_id', id, 'name', label, 'mode', requested,
-            'tree', (select r.ev_action::text from pg_rewrite r where r.ev_class = view and r.rulename = '_RETURN'))),
+            -- With this function's search_path every name in it is qualified.
+            'query', pg_get_viewdef(view))),
         'main', wanted);
     if reply is null then
         raise notice 'the sidecar did not analyse the query within %; it decides after the commit', wanted;
@@ -210,7 +211,7 @@ begin
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     end if;
     if sch is null or not exists (select from pg_namespace n where n.nspname = sch) then
-        raise exception '%', coalesce(format('schema %I does not exist', sch), 'no schema of search_path exists')
+        raise exception '%', coalesce('schema ' || quote_ident(sch) || ' does not exist', 'search_path names no schema that exists')
             using errcode = '3F000', hint = 'Create the schema first, or write schema.name with one that exists.';
     end if;
     if sch like 'pg\_temp%' then

@@ -181,8 +181,8 @@ begin
         perform pg_sleep(pause);
         pause := least(pause * 1.5, 0.02);
     end loop;
-    if (s.pgt_schema, s.pgt_name) is distinct from (select n.nspname::text, c.relname::text
-            from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = s.pgt_relid) then
+    if exists (select from pgtrickle.stream_table_names n
+                where n.pgt_id = id and (n.pgt_schema, n.pgt_name) <> (s.pgt_schema, s.pgt_name)) then
         perform pgtrickle._follow_rename(id);
         perform pgtrickle._create_functions(id);
     end if;

@@ -5,13 +5,17 @@ pub mod analyzer;
 pub mod apply;
 pub mod capture;
 pub mod catalog;
+pub mod cli;
+pub mod config;
 pub mod dataflow;
 pub mod error;
+pub mod evaluate;
 pub mod kernel;
 pub mod pgoutput;
 pub mod plan;
 pub mod postgres;
 pub mod replication;
 pub mod row;
+pub mod supervisor;
 
 pub use error::{Error, ErrorKind, Result};

@@ -52,6 +52,12 @@ impl TestDatabase {
         let database = TestDatabase { name, major: server.major, port: server.cluster.port() };
         let dba = database.as_dba().await;
         dba.batch_execute(&format!("create schema {APP} authorization {APP}")).await.expect("the schema app");
+        // What the documentation asks of the owner of sources: the sidecar may read them.
+        let grants = format!(
+            "grant usage on schema {APP} to {SIDECAR};
+             alter default privileges for role {APP} in schema {APP} grant select on tables to {SIDECAR}"
+        );
+        dba.batch_execute(&grants).await.expect("the sidecar's rights on the schema app");
         database
     }
 

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use pgtrickle::analyzer::load::{self, Loaded};
 
-use super::analyzer_deparse::{Server, servers};
+use tokio_postgres::Client;
+
+use super::analyzer_support::database;
+use crate::harness::for_each_major;
 
 const SCHEMA: &str = "
     create schema load_suite;
@@ -34,17 +37,18 @@ const SCHEMA: &str = "
     create view types as select s, p, g, j, k, twice from t;
 ";
 
-async fn loaded(server: &Server, view: &str) -> Loaded {
+async fn loaded(client: &Client, view: &str) -> Loaded {
     let oid: u32 =
-        server.client.query_one(&format!("select '{view}'::regclass::oid"), &[]).await.expect("oid").get(0);
-    let tree = load::view_tree(&server.client, oid).await.expect("tree");
-    load::load(&server.client, &tree, &HashMap::new()).await.expect("loads")
+        client.query_one(&format!("select '{view}'::regclass::oid"), &[]).await.expect("oid").get(0);
+    let tree = load::view_tree(client, oid).await.expect("tree");
+    load::load(client, &tree, &HashMap::new()).await.expect("loads")
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn views_are_followed_and_placeholders_are_no_sources() {
-    for server in servers(SCHEMA).await {
-        let top = loaded(&server, "top").await;
+    for_each_major(|server| async {
+        let (_database, client) = database(server, SCHEMA).await;
+        let top = loaded(&client, "top").await;
         assert_eq!(load::placeholders(&top.query), if server.major < 16 { 2 } else { 0 }, "{}", server.major);
         let mut names: Vec<_> = top.facts.relations.values().map(|r| (r.name.as_str(), r.kind)).collect();
         names.sort();
@@ -68,13 +72,15 @@ async fn views_are_followed_and_placeholders_are_no_sources() {
         );
         assert!(top.facts.functions.values().any(|f| f.source == "upper" && f.volatility == 'i'));
         assert!(top.facts.operators.values().any(|o| o.name == ">" && o.kind == 'b'));
-    }
+    })
+    .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_are_only_those_that_hold_under_the_columns_own_equality() {
-    for server in servers(SCHEMA).await {
-        let types = loaded(&server, "types").await;
+    for_each_major(|server| async {
+        let (_database, client) = database(server, SCHEMA).await;
+        let types = loaded(&client, "types").await;
         let t = types.facts.relations.values().find(|r| r.name == "t").expect("t");
         let keys: Vec<_> = t
             .unique_keys
@@ -89,13 +95,15 @@ async fn keys_are_only_those_that_hold_under_the_columns_own_equality() {
         );
         assert_eq!(t.columns.iter().map(|c| c.attnum).collect::<Vec<_>>(), [1, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         assert_eq!((t.columns[9].generated, types.generated.len()), ('s', 1));
-    }
+    })
+    .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn types_know_their_base_labels_checks_and_equality() {
-    for server in servers(SCHEMA).await {
-        let facts = loaded(&server, "types").await.facts;
+    for_each_major(|server| async {
+        let (_database, client) = database(server, SCHEMA).await;
+        let facts = loaded(&client, "types").await.facts;
         let by_name = |n: &str| facts.types.values().find(|t| t.name == n).expect("type");
         assert_eq!((by_name("smaller").base, by_name("smaller").checks.len()), (23, 1));
         assert_eq!(by_name("small").checks.len(), 1);
@@ -117,5 +125,28 @@ async fn types_know_their_base_labels_checks_and_equality() {
         assert!(ci.is_c && ci.deterministic);
         let info = load::type_info(&facts, by_name("smaller").oid, -1, 0).expect("type");
         assert_eq!(info.class, pgtrickle::row::TypeClass::Int4);
-    }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_without_overlaps_is_no_unique_key() {
+    for_each_major(|server| async {
+        let (_database, client) = database(server, SCHEMA).await;
+        let sql = "select count(*) from pg_available_extensions where name = 'btree_gist'";
+        let there: i64 = client.query_one(sql, &[]).await.expect("list").get(0);
+        if server.major < 18 || there == 0 {
+            return;
+        }
+        let sql = "create extension btree_gist;
+            create table stays (room int, at int4range, primary key (room, at without overlaps));
+            create table late (a int); alter table late add not null a not valid;
+            create view v as select stays.room, late.a from stays, late";
+        client.batch_execute(sql).await.expect("schema");
+        let facts = loaded(&client, "v").await.facts;
+        let by_name = |n: &str| facts.relations.values().find(|r| r.name == n).expect("relation");
+        assert!(by_name("stays").unique_keys.is_empty());
+        assert!(!by_name("late").columns[0].not_null && by_name("stays").columns[0].not_null);
+    })
+    .await;
 }

@@ -1,4 +1,6 @@
 //! Plans of queries, as text, and reasons for refusals: the same on every major.
+//!
+//! The files in `plans/` hold queries (`=== query`) and what is to be shown for them.
 
 use std::collections::HashMap;
 
@@ -6,9 +8,13 @@ use pgtrickle::analyzer::facts::StreamTable;
 use pgtrickle::analyzer::{Analysis, TreeSource, analyze};
 use pgtrickle::plan::explain::explain;
 
-use super::analyzer_deparse::{Server, servers};
+use pgtrickle::error::ErrorKind;
+use tokio_postgres::Client;
 
-pub(super) const SCHEMA: &str = "
+use super::analyzer_support::database;
+use crate::harness::for_each_major;
+
+const SCHEMA: &str = "
     create schema p;
     set search_path = p;
     create type mood as enum ('sad', 'ok');
@@ -38,46 +44,148 @@ pub(super) const SCHEMA: &str = "
     create function vol(int) returns int volatile language sql as 'select $1';
 ";
 
-pub(super) async fn analyzed(server: &mut Server, query: &str) -> Analysis {
-    let rows = server.client.query("select 'p.st'::regclass::oid, 'p.st_full'::regclass::oid", &[]).await;
-    let row = &rows.expect("oids")[0];
-    let streams = HashMap::from([
+/// The relations that store stream tables: one that is read through the dataflow, one by its rows.
+async fn streams(client: &Client) -> HashMap<u32, StreamTable> {
+    let row = client.query_one("select 'p.st'::regclass::oid, 'p.st_full'::regclass::oid", &[]).await;
+    let row = row.expect("the tables");
+    HashMap::from([
         (row.get(0), StreamTable { view: 7, incremental: true }),
         (row.get(1), StreamTable { view: 8, incremental: false }),
-    ]);
+    ])
+}
+
+async fn analyzed(client: &mut Client, query: &str) -> Analysis {
+    let streams = streams(client).await;
     let source = TreeSource::Text { query, columns: &[] };
-    analyze(&mut server.client, source, &streams).await.unwrap_or_else(|e| panic!("{query}: {e}"))
+    analyze(client, source, &streams).await.unwrap_or_else(|e| panic!("{query}: {e}"))
 }
 
 /// The plan's text, or code, reason and hint of the refusal.
-pub(super) fn shown(analysis: &Analysis) -> String {
+fn shown(analysis: &Analysis) -> String {
     match &analysis.plan {
         Ok(plan) => explain(plan, &analysis.names()),
-        Err(r) => format!(
-            "{}: {}\n{}",
-            r.code,
-            r.reason,
-            r.hint.clone().map(|h| format!("hint: {h}\n")).unwrap_or_default()
-        ),
+        Err(r) => {
+            let hint = r.hint.as_ref().map(|h| format!("hint: {h}\n")).unwrap_or_default();
+            format!("{}: {}\n{hint}", r.code, r.reason)
+        }
     }
 }
 
-#[tokio::test]
-async fn exploration() {
-    let text = std::fs::read_to_string("/tmp/wt/pg-analyzer-queries.sql").expect("queries");
-    let mut servers = servers(SCHEMA).await;
-    for query in text.split(";\n").map(str::trim).filter(|q| !q.is_empty()) {
-        let mut first: Option<String> = None;
-        for server in &mut servers {
-            let now = shown(&analyzed(server, query).await);
-            match &first {
-                None => {
-                    println!("=== {query}\n{now}");
-                    first = Some(now);
-                }
-                Some(f) if *f == now => {}
-                Some(_) => println!("!!! {}:\n{now}", server.major),
+/// Compares every query of a file; tells all differences at once.
+async fn compare(cases: &'static str) {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, SCHEMA).await;
+        let mut wrong = String::new();
+        for case in cases.split("=== ").filter(|c| !c.trim().is_empty()) {
+            let (query, wanted) = case.split_once('\n').expect("a query and its plan");
+            let text = shown(&analyzed(&mut client, query).await);
+            if text.trim() != wanted.trim() {
+                wrong += &format!("=== {query}\n{text}\n");
             }
         }
-    }
+        assert!(wrong.is_empty(), "other plans on {}:\n{wrong}", server.major);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expressions_are_native_where_exact_and_else_given_to_postgresql() {
+    compare(include_str!("plans/expressions.txt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_follow_their_keys_and_take_no_condition_below_that_could_fail() {
+    compare(include_str!("plans/joins.txt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_distinct_and_union_have_the_keys_that_can_be_proven() {
+    compare(include_str!("plans/groups.txt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_maintained_is_refused_by_name() {
+    compare(include_str!("plans/refusals.txt")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_under_a_nondeterministic_collation_is_never_compared_natively() {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, SCHEMA).await;
+        let create =
+            "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+        if client.batch_execute(create).await.is_err() {
+            return eprintln!("PostgreSQL {} was built without ICU", server.major);
+        }
+        let columns = "create table n (id int primary key, t text collate ci not null)";
+        client.batch_execute(columns).await.expect("the table");
+        for (query, code) in [
+            ("select t, count(*) from n group by t", "unsupported.nondeterministic_collation"),
+            ("select distinct t from n", "unsupported.nondeterministic_collation"),
+            ("select a.id from n a join n b on a.t = b.t", "unsupported.nondeterministic_collation"),
+            ("select count(distinct t) from n", "unsupported.nondeterministic_collation"),
+        ] {
+            let plan = analyzed(&mut client, query).await.plan;
+            assert_eq!(plan.err().map(|r| r.code), Some(code), "{query}");
+        }
+        let text = shown(&analyzed(&mut client, "select id from n where t = 'a'").await);
+        assert!(text.contains("Evaluate pg1 = (x.c1 OPERATOR(\"pg_catalog\".=)"), "{text}");
+        let text = shown(&analyzed(&mut client, "select t collate \"C\" as t from n group by 1").await);
+        assert!(text.contains("key: t"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_relations_and_columns_are_told_with_and_without_a_plan() {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, SCHEMA).await;
+        let none = HashMap::new();
+        let row = client.query_one("select 'p.totals'::regclass::oid, 'p.o'::regclass::oid", &[]).await;
+        let (view, o): (u32, u32) = row.map(|r| (r.get(0), r.get(1))).expect("oids");
+        let analysis = analyze(&mut client, TreeSource::View(view), &none).await.expect("a view");
+        let columns: Vec<_> =
+            analysis.columns.iter().map(|c| (c.name.as_str(), c.type_name.as_str())).collect();
+        assert_eq!(columns, [("c_id", "integer"), ("total", "numeric"), ("n", "bigint")]);
+        let plan = analysis.plan.as_ref().expect("a plan");
+        // id, c_id, amount and paid are 1, 2, 5 and 7; the note of the inner view is not read.
+        assert_eq!((plan.sources.len(), plan.sources[0].source), (1, o));
+        assert_eq!(plan.sources[0].attributes, [2, 5, 7]);
+        let source = &analysis.sources[0];
+        assert_eq!((source.name.as_str(), source.replica_identity), ("o", 'd'));
+        assert_eq!((&source.identity, source.columns.len()), (&vec![1], 13));
+        let names: Vec<_> = analysis.relations.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names, ["o", "paid"]);
+
+        let names = ["first".to_owned(), "second \"one\"".to_owned()];
+        let query = "select id, (select max(day) from o) from c;";
+        let source = TreeSource::Text { query, columns: &names };
+        let analysis = analyze(&mut client, source, &none).await.expect("a query");
+        assert_eq!(analysis.plan.map_err(|r| r.code), Err("unsupported.sublink"));
+        assert_eq!(analysis.columns.iter().map(|c| &c.name).collect::<Vec<_>>(), [&names[0], &names[1]]);
+        assert_eq!(analysis.sources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["c", "o"]);
+        let left =
+            client.query_one("select count(*) from pg_class where relname like 'pgtrickle%'", &[]).await;
+        assert_eq!(left.expect("count").get::<_, i64>(0), 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_query_is_the_servers_error_and_several_statements_are_not_run() {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, SCHEMA).await;
+        for (query, state) in [
+            ("select nothing from c", "42703"),
+            ("select 1 as a; drop table p.c", "42601"),
+            ("select id as a, id as a from c", "42701"),
+            ("delete from c", "42601"),
+        ] {
+            let source = TreeSource::Text { query, columns: &[] };
+            let error = analyze(&mut client, source, &HashMap::new()).await.expect_err(query);
+            assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Query, Some(state)), "{query}");
+        }
+        analyzed(&mut client, "table c").await.plan.expect("the table is still there");
+    })
+    .await;
 }

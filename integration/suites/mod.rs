@@ -2,8 +2,13 @@
 
 mod analyzer_deparse;
 mod analyzer_load;
+mod analyzer_meaning;
 mod analyzer_plans;
+mod analyzer_proof;
+mod analyzer_support;
 mod expressions;
 mod harness;
 mod oracle;
+mod pipeline;
+mod schema;
 mod servers;

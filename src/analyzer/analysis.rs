@@ -149,7 +149,9 @@ fn wrong_query(error: tokio_postgres::Error) -> Error {
         return lookup::failed(error, "analyse a query");
     };
     let state = said.code().code().to_owned();
-    if state.starts_with("08") || state.starts_with("57") || state == "25006" {
+    // Without the right to make temporary tables it is not the query that is wrong.
+    let temporary = state == "42501" && said.message().contains("temporary");
+    if temporary || state.starts_with("08") || state.starts_with("57") || state == "25006" {
         return lookup::failed(error, "analyse a query");
     }
     let wrong = Error::new(ErrorKind::Query, said.message()).with_sqlstate(state);

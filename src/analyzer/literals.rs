@@ -46,22 +46,30 @@ pub async fn find<C: GenericClient + Sync>(
         }
     }
     let literals: BTreeSet<String> = texts.iter().flat_map(|t| string_literals(t)).collect();
-    let types: Vec<u32> = wanted.keys().copied().collect();
-    let mut attempts = types.iter().flat_map(|ty| literals.iter().map(move |l| (*ty, l))).take(MAX_ATTEMPTS);
-    while let Some((ty, literal)) = attempts.next().filter(|_| !wanted.is_empty()) {
+    let mut attempts = Vec::new();
+    for ty in wanted.keys() {
+        attempts.extend(literals.iter().map(|literal| (*ty, literal.as_str())));
+    }
+    attempts.truncate(MAX_ATTEMPTS);
+    for (ty, literal) in attempts {
         let missing = wanted.get(&ty).is_some_and(|bytes| !bytes.is_empty());
-        let Ok(name) = type_name(&loaded.facts, ty, -1) else { continue };
-        if !missing {
-            continue;
-        }
+        let Some(name) = type_name(&loaded.facts, ty, -1).ok().filter(|_| missing) else { continue };
         let select = format!("select {}::{name} as c", quote_literal(literal));
         let bytes = match verify::probe(client, &select).await {
             Ok(query) => constant_bytes(&query, ty),
-            Err(e) if e.kind() == ErrorKind::Unsupported => None,
-            Err(e) => return Err(e),
+            Err(e) => match e.kind() {
+                ErrorKind::Connection
+                | ErrorKind::Contention
+                | ErrorKind::Privilege
+                | ErrorKind::ServerSetup => {
+                    return Err(e);
+                }
+                // The type does not take this text.
+                _ => None,
+            },
         };
         if let Some(bytes) = bytes.filter(|b| wanted.get_mut(&ty).is_some_and(|w| w.remove(b))) {
-            loaded.facts.literals.insert((ty, bytes), literal.clone());
+            loaded.facts.literals.insert((ty, bytes), literal.to_owned());
         }
     }
     Ok(())

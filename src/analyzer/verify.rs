@@ -5,11 +5,12 @@
 //! comparison (positions in the text, the form in which a cast is displayed). Runs in a transaction that is rolled
 //! back; it needs only the right TEMPORARY on the database, not even SELECT on a table.
 //!
-//! The statement is analysed under `search_path = pg_catalog, pg_temp`; sessions that run it must have the same.
+//! The statement is analysed under `search_path = pg_catalog, pg_temp`. Sessions that run it must have the same, and so
+//! must those that print its inputs: the text of `regclass` and its like depends on it.
 
 use tokio_postgres::GenericClient;
 
-use super::deparse::{Inputs, collation_of, type_of, typmod_of};
+use super::deparse::{Inputs, collation_of, length_coercion, type_of, typmod_of};
 use super::facts::Facts;
 use super::load::query_of;
 use super::lookup;
@@ -78,6 +79,12 @@ fn refused(error: tokio_postgres::Error) -> Error {
         )
         .with_sqlstate(state)
         .with_hint("grant temporary on the database to the role of the sidecar"),
+        "42501" => {
+            Error::unsupported(format!("the sidecar may not name everything in an expression: {said}"))
+                .with_hint(
+                    "grant usage on the schemas of the query's functions, operators and types to its role",
+                )
+        }
         "25006" => {
             Error::new(ErrorKind::ServerSetup, "the server is read-only: expressions can't be checked")
                 .with_sqlstate(state)
@@ -136,7 +143,7 @@ fn check_inputs(facts: &Facts, batch: &RemoteBatch, source: &Node) -> Result<()>
                 "VAR" | "CONST" | "COERCEVIAIO" | "COLLATEEXPR" | "COERCETODOMAIN" => true,
                 // The length of an array's elements; what it does to each of them is below it.
                 "ARRAYCOERCEEXPR" | "CASETESTEXPR" => true,
-                "FUNCEXPR" => n.oid("funcid").is_ok_and(|f| f < FIRST_NORMAL),
+                "FUNCEXPR" => n.oid("funcid").is_ok_and(|f| f < FIRST_NORMAL) || is_length(n),
                 "RELABELTYPE" => n.oid("resulttype").is_ok_and(|t| reads_text(facts, t)),
                 _ => false,
             };
@@ -149,6 +156,12 @@ fn check_inputs(facts: &Facts, batch: &RemoteBatch, source: &Node) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// The type's own length coercion, which the stored value has been through before.
+fn is_length(cast: &Node) -> bool {
+    let arg = cast.nodes("args").ok().and_then(|args| args.first().and_then(|a| type_of(a).ok()));
+    length_coercion(cast).is_some() && arg.is_some() && arg == cast.oid("funcresulttype").ok()
 }
 
 /// The type's input function takes the text as it is.

@@ -4,6 +4,7 @@
 //! the stream, never both and never neither. Place in the data's way: pgoutput and COPY -> **capture** -> dataflow.
 
 pub mod change;
+pub mod fingerprint;
 pub mod hydrate;
 pub mod publication;
 pub mod source;

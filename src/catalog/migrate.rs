@@ -21,7 +21,8 @@ const LOCK: &str =
 const PREPARE: &str = "set local search_path = pg_catalog, pg_temp; set local client_min_messages = warning; \
                        set local lock_timeout = '30s'; set local check_function_bodies = on";
 
-const MARKER: &str = "999_grants.sql";
+/// Applied again after any other file: it gives what is new to the roles granted before.
+const LAST_FILE: &str = "999_grants.sql";
 
 /// One embedded file of the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +117,7 @@ pub async fn migrate(client: &mut Client, options: &Options) -> Result<Report> {
     for file in FILES {
         let checksum = file.checksum();
         let current = known.iter().any(|(name, sum)| name == file.name && *sum == checksum);
-        if current && !(file.name == MARKER && !report.applied.is_empty()) {
+        if current && (file.name != LAST_FILE || report.applied.is_empty()) {
             continue;
         }
         transaction.batch_execute(file.sql).await.map_err(failed(&format!("apply {}", file.name)))?;

@@ -4,3 +4,4 @@
 //! `pgtrickle_changes`; the binary keeps nothing of its own.
 
 pub mod migrate;
+pub mod store;

@@ -34,4 +34,4 @@ pub use evaluate::{EvaluationReply, EvaluationRequest};
 pub use protocol::{
     Binding, Bindings, Command, DataflowStats, Epoch, EpochResult, InstanceId, RowChange, ViewDelta,
 };
-pub use runtime::{Dataflow, DataflowOptions};
+pub use runtime::{Dataflow, DataflowOptions, Loader};

@@ -69,9 +69,31 @@ impl Dataflow {
         Ok(())
     }
 
+    /// A second handle for sending, for those who load rows.
+    pub fn loader(&self) -> Result<Loader> {
+        let commands =
+            self.commands.clone().ok_or_else(|| Error::internal("the dataflow workers have ended"))?;
+        Ok(Loader { commands, leader: self.leader.clone() })
+    }
+
     /// The next completed epoch.
     pub async fn next(&mut self) -> Result<EpochResult> {
         self.results.recv().await.ok_or_else(|| Error::internal("a dataflow worker ended unexpectedly"))
+    }
+}
+
+/// Sends commands from another task; they take effect in the order sent over all handles.
+#[derive(Clone)]
+pub struct Loader {
+    commands: std::sync::mpsc::Sender<Command>,
+    leader: Thread,
+}
+
+impl Loader {
+    pub fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::internal("the dataflow workers have ended"))?;
+        self.leader.unpark();
+        Ok(())
     }
 }
 

@@ -93,8 +93,9 @@ impl Explainer<'_> {
             }
             Rel::Project { input, exprs } => {
                 let input = self.rel(input);
-                let labels: Vec<String> = exprs.iter().map(|e| expr(e, &input.labels, false)).collect();
-                nested(format!("Project {}", labels.join(", ")), vec![input], labels)
+                let text = |inner| exprs.iter().map(|e| expr(e, &input.labels, inner)).collect::<Vec<_>>();
+                let (shown, labels) = (text(false), text(true));
+                nested(format!("Project {}", shown.join(", ")), vec![input], labels)
             }
             Rel::Evaluate { input, batch } => {
                 let input = self.rel(input);
@@ -277,7 +278,8 @@ fn name(kernel: Kernel) -> String {
             // Precision in the high half, scale (11 bits with sign) in the low one, behind a header of 4.
             format!("numeric({}, {})", ((t - 4) >> 16) & 0xffff, (((t - 4) & 0x7ff) ^ 1024) - 1024)
         }
-        IntToFloat8 => "float8".to_owned(),
+        IntToFloat8 | Float4To8 => "float8".to_owned(),
+        BpcharToText => "rtrim".to_owned(),
         TextLength => "length".to_owned(),
         TextStartsWith => "starts_with".to_owned(),
         Relabel => "relabel".to_owned(),

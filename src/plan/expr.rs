@@ -156,6 +156,9 @@ impl Kernel {
         matches!(
             self,
             Kernel::Compare(..)
+                | Kernel::IntCast(IntWidth::I8)
+                | Kernel::Float4To8
+                | Kernel::BpcharToText
                 | Kernel::IntToNumeric
                 | Kernel::IntToFloat8
                 | Kernel::NumericNeg

@@ -44,11 +44,13 @@ struct Proven {
     not_null: Vec<bool>,
     /// Minimal sets only; the empty set says that there is at most one row.
     keys: Vec<BTreeSet<usize>>,
+    /// Columns that decide others: a table's key decides its other columns, also where a join repeats its rows.
+    dependencies: Vec<(BTreeSet<usize>, BTreeSet<usize>)>,
 }
 
 impl Proven {
     fn new(not_null: Vec<bool>, keys: impl IntoIterator<Item = BTreeSet<usize>>) -> Proven {
-        let mut proven = Proven { not_null, keys: Vec::new() };
+        let mut proven = Proven { not_null, keys: Vec::new(), dependencies: Vec::new() };
         keys.into_iter().for_each(|k| proven.add(k));
         proven
     }
@@ -61,6 +63,45 @@ impl Proven {
         self.keys.retain(|k| !key.is_subset(k));
         if self.keys.len() < MAX_KEYS {
             self.keys.push(key);
+        }
+    }
+
+    /// Adds the dependencies of an input whose column `c` is now `place(c)`.
+    fn inherit(&mut self, input: &Proven, place: impl Fn(usize) -> Option<usize>) {
+        for (from, to) in &input.dependencies {
+            if let Some(from) = from.iter().map(|&c| place(c)).collect::<Option<BTreeSet<_>>>() {
+                self.dependencies.push((from, to.iter().filter_map(|&c| place(c)).collect()));
+            }
+        }
+    }
+
+    /// `columns` without those that the others decide; ones that may be NULL go first, then the rightmost.
+    fn reduced(&self, columns: BTreeSet<usize>) -> BTreeSet<usize> {
+        let mut order: Vec<usize> = columns.iter().rev().copied().collect();
+        order.sort_by_key(|&c| self.not_null.get(c) == Some(&true));
+        let mut kept = columns;
+        for column in order {
+            let mut rest = kept.clone();
+            rest.remove(&column);
+            if self.decided_by(&rest).contains(&column) {
+                kept = rest;
+            }
+        }
+        kept
+    }
+
+    fn decided_by(&self, columns: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let mut decided = columns.clone();
+        loop {
+            let before = decided.len();
+            for (from, to) in &self.dependencies {
+                if from.is_subset(&decided) {
+                    decided.extend(to);
+                }
+            }
+            if decided.len() == before {
+                return decided;
+            }
         }
     }
 }
@@ -100,7 +141,9 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
                     .iter()
                     .map(|a| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count)),
             );
-            let mut proven = Proven::new(not_null, [(0..columns.len()).collect()]);
+            let mut proven = Proven::new(not_null, []);
+            proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
+            proven.add(proven.reduced((0..columns.len()).collect()));
             for key in &input.keys {
                 let mapped: Option<BTreeSet<usize>> =
                     key.iter().map(|k| columns.iter().position(|c| c == k)).collect();
@@ -110,7 +153,7 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
         }
         Rel::Distinct { input, keys } => {
             let mut proven = prove(input, facts);
-            proven.add((0..keys.len()).collect());
+            proven.add(proven.reduced((0..keys.len()).collect()));
             proven
         }
         Rel::UnionAll { inputs } => {
@@ -132,7 +175,10 @@ fn leaf<C: Copy + Ord>(relation: Option<&RelationKeys<C>>, columns: &[C]) -> Pro
     let place = |key: &Vec<C>| -> Option<BTreeSet<usize>> {
         key.iter().map(|k| columns.iter().position(|c| c == k)).collect()
     };
-    Proven::new(not_null, relation.unique.iter().filter_map(place))
+    let mut proven = Proven::new(not_null, relation.unique.iter().filter_map(place));
+    let all: BTreeSet<usize> = (0..columns.len()).collect();
+    proven.dependencies = proven.keys.iter().map(|k| (k.clone(), all.clone())).collect();
+    proven
 }
 
 fn mark(not_null: &mut [bool], columns: BTreeSet<usize>) {
@@ -148,8 +194,9 @@ fn project(input: Proven, exprs: &[Expr]) -> Proven {
     let place = |key: &BTreeSet<usize>| -> Option<BTreeSet<usize>> {
         key.iter().map(|k| exprs.iter().position(|e| *e == Expr::Column(*k))).collect()
     };
-    let keys: Vec<BTreeSet<usize>> = input.keys.iter().filter_map(place).collect();
-    Proven::new(not_null, keys)
+    let mut proven = Proven::new(not_null, input.keys.iter().filter_map(place));
+    proven.inherit(&input, |c| exprs.iter().position(|e| *e == Expr::Column(c)));
+    proven
 }
 
 fn join(
@@ -165,10 +212,10 @@ fn join(
     // At most one partner: some key of the other side is among its join columns (which are NOT NULL where they match).
     let one_right = right.keys.iter().any(|k| k.is_subset(&right_on));
     let one_left = left.keys.iter().any(|k| k.is_subset(&left_on));
-    let mut not_null = left.not_null;
+    let mut not_null = left.not_null.clone();
     match kind {
         JoinKind::Inner => {
-            not_null.extend(right.not_null);
+            not_null.extend(&right.not_null);
             let mut present: BTreeSet<usize> = left_on.iter().copied().collect();
             present.extend(right_on.iter().map(|c| c + width));
             residual.iter().for_each(|r| not_null_if_true(r, &mut present));
@@ -179,6 +226,9 @@ fn join(
     let shifted: Vec<BTreeSet<usize>> =
         right.keys.iter().map(|k| k.iter().map(|c| c + width).collect()).collect();
     let mut proven = Proven::new(not_null, []);
+    // An unmatched row has NULL in all columns of the right side, which keeps its dependencies true.
+    proven.inherit(&left, Some);
+    proven.inherit(&right, |c| Some(c + width));
     if one_right {
         left.keys.iter().for_each(|k| proven.add(k.clone()));
     }

@@ -20,7 +20,7 @@ pub const PINNED: &[(&str, &str)] = &[
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("client_encoding", "UTF8"),
-    ("search_path", "pg_catalog"),
+    ("search_path", "pg_catalog,pg_temp"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("jit", "off"),

@@ -50,6 +50,7 @@ pub enum StreamEvent {
 /// A started replication session.
 pub struct Session {
     client: ReplicationClient,
+    last_event: tokio::time::Instant,
 }
 
 /// Identity of the server behind the streaming session (IDENTIFY_SYSTEM).
@@ -81,7 +82,7 @@ impl Session {
             verify(&identity)?;
             client.start().await.map_err(error)?;
             client.wait_started().await.map_err(error)?;
-            Ok(Session { client })
+            Ok(Session { client, last_event: tokio::time::Instant::now() })
         };
         match tokio::time::timeout(START, opening).await {
             Ok(session) => session,
@@ -91,16 +92,16 @@ impl Session {
         }
     }
 
-    /// The next event; an error if the stream ended or fell silent.
+    /// Whether the server has been silent for longer than it ever is on a living connection.
+    pub fn is_silent(&self) -> bool {
+        self.last_event.elapsed() > SILENCE
+    }
+
+    /// The next event; an error if the stream ended. May be cancelled without losing an event.
     pub async fn next(&mut self) -> Result<StreamEvent> {
         loop {
-            let event = match tokio::time::timeout(SILENCE, self.client.recv()).await {
-                Ok(event) => event.map_err(error)?,
-                Err(_) => {
-                    let message = format!("the server sent nothing for {} s", SILENCE.as_secs());
-                    return Err(Error::new(ErrorKind::Connection, message));
-                }
-            };
+            let event = self.client.recv().await.map_err(error)?;
+            self.last_event = tokio::time::Instant::now();
             let Some(event) = event else {
                 return Err(Error::new(ErrorKind::Connection, "the server ended the replication stream"));
             };

@@ -41,10 +41,6 @@ impl<'a> Datum<'a> {
     }
 }
 
-fn itoa_buffer(i: i64) -> Vec<u8> {
-    i.to_string().into_bytes()
-}
-
 /// The datum of a value's server text (client_encoding UTF8). Integers and booleans must be in the one form the server
 /// prints, text must be valid UTF-8; otherwise a Protocol error without the value.
 pub fn datum_from_text(class: TypeClass, text: &[u8]) -> Result<Datum<'_>> {

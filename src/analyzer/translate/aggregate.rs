@@ -10,7 +10,7 @@ use crate::row::key::KeyForm;
 use super::native::collation_rules;
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Frame, Translator, kernels, types, unknown_form};
+use super::{Frame, Translator, check, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 struct Call {
@@ -28,7 +28,7 @@ impl Translator<'_> {
         stage: Stage,
         targets: Vec<Node>,
     ) -> Step<(Stage, Vec<Node>)> {
-        let mut groups = self.group_expressions(frame, &stage)?;
+        let (mut groups, names) = self.group_expressions(frame, &stage)?;
         let mut outputs = targets;
         let having = frame.query.optional_node("havingQual");
         if let Some(having) = having {
@@ -36,8 +36,8 @@ impl Translator<'_> {
         }
         let mut calls: Vec<Node> = Vec::new();
         for output in &outputs {
-            // Columns that depend on a grouped primary key need no grouping of their own; as group columns they change
-            // no group and are at hand.
+            // Columns that a grouped primary key decides need no grouping of their own; as further group columns they
+            // change no group and are at hand.
             rewrite(output, &mut |n| {
                 if groups.iter().any(|g| same(g, n)) {
                     return Ok(Some(n.clone()));
@@ -54,7 +54,7 @@ impl Translator<'_> {
                 Ok(None)
             })?;
         }
-        let stage = self.grouped(stage, &groups, &calls)?;
+        let stage = self.grouped(stage, &groups, &names, &calls)?;
         let replace = |output: &Node| {
             rewrite(output, &mut |n| {
                 let group = groups.iter().position(|g| same(g, n));
@@ -70,27 +70,34 @@ impl Translator<'_> {
         Ok((self.filter(stage, &conditions)?, outputs))
     }
 
-    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<Vec<Node>> {
+    /// The expressions of GROUP BY and their names.
+    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<(Vec<Node>, Vec<String>)> {
         let targets = frame.query.nodes("targetList")?;
-        let mut groups: Vec<Node> = Vec::new();
+        let (mut groups, mut names): (Vec<Node>, Vec<String>) = Default::default();
         for clause in frame.query.nodes("groupClause")? {
             let reference = clause.int("tleSortGroupRef")?;
             let target = targets.iter().find(|t| t.field("ressortgroupref").as_int() == Some(reference));
             let target = target.ok_or_else(|| unknown_form("GROUP BY refers to nothing"))?;
             let node = stage.place(&self.expand(frame, target.node("expr")?)?)?;
             if !groups.iter().any(|g| same(g, &node)) {
+                check::scalar(self.facts(), &node)?;
                 groups.push(node);
+                names.push(target.text("resname").unwrap_or_else(|| "?".to_owned()));
             }
         }
-        Ok(groups)
+        Ok((groups, names))
     }
 
-    fn grouped(&mut self, stage: Stage, groups: &[Node], calls: &[Node]) -> Step<Stage> {
+    /// `groups` past the names are decided by the others: their image groups as well as their equality would.
+    fn grouped(&mut self, stage: Stage, groups: &[Node], names: &[String], calls: &[Node]) -> Step<Stage> {
         let mut columns = Vec::with_capacity(groups.len() + calls.len());
         let mut forms = Vec::with_capacity(groups.len());
-        for group in groups {
+        for (i, group) in groups.iter().enumerate() {
             let ty = self.type_of(group)?;
-            forms.push(self.key_form(&ty, || "GROUP BY compares an expression".to_owned())?);
+            forms.push(match names.get(i) {
+                Some(name) => self.key_form(&ty, || format!("GROUP BY compares {name}"))?,
+                None => KeyForm::Image,
+            });
             columns.push(ty);
         }
         let mut needed: Vec<Node> = groups.to_vec();
@@ -160,9 +167,20 @@ impl Translator<'_> {
         let argument = argument.node("expr")?.clone();
         let declared = node.list("aggargtypes").first().and_then(Value::as_int);
         let declared = declared.and_then(|t| u32::try_from(t).ok()).unwrap_or(0);
+        check::scalar(self.facts(), &argument)?;
         let ty = self.type_of(&argument)?;
         let shown = format!("({})", types::type_name(self.facts(), ty.oid));
         let rules = collation_rules(self.facts(), node.oid("inputcollid")?);
+        // `count(1)` counts rows.
+        let constant = argument.tag == "CONST" && !argument.bool("constisnull");
+        if name == "count" && constant && node.list("aggdistinct").is_empty() {
+            return Ok(Call {
+                function: AggregateFunction::CountStar,
+                argument: None,
+                filter,
+                distinct: None,
+            });
+        }
         let function = match name {
             "count" => AggregateFunction::Count,
             "min" | "max" => {

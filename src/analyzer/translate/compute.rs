@@ -117,7 +117,7 @@ impl Translator<'_> {
         let (mut first, mut rest) = (Vec::new(), Vec::new());
         for node in conditions {
             check::scalar(self.facts(), node)?;
-            match native::compile(self.facts(), node).filter(native::is_infallible) {
+            match native::compile(self.facts(), node).filter(Expr::is_infallible) {
                 Some(expr) => first.push(expr),
                 None => rest.push(node.clone()),
             }

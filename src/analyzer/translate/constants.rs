@@ -40,7 +40,8 @@ pub fn literal(facts: &Facts, node: &Node) -> Option<Row> {
         TypeClass::Timestamp => timestamp(i64::from_le_bytes(array(bytes)?), "").into_bytes(),
         TypeClass::Timestamptz => timestamp(i64::from_le_bytes(array(bytes)?), "+00").into_bytes(),
         TypeClass::Enum => enum_label(facts, oid, u32::from_le_bytes(array(bytes)?))?.into_bytes(),
-        TypeClass::Float4 | TypeClass::Float8 | TypeClass::Interval | TypeClass::Other => return None,
+        TypeClass::Float8 => float8_text(f64::from_le_bytes(array(bytes)?))?.into_bytes(),
+        TypeClass::Float4 | TypeClass::Interval | TypeClass::Other => return None,
     };
     Some(Row::from_datums([Datum::Text(&text)]))
 }
@@ -135,6 +136,20 @@ fn numeric(payload: &[u8]) -> Option<String> {
     Some(text)
 }
 
+/// `float8out` with the shortest digits (`common/d2s.c`): fixed notation for exponents -4 to 14.
+pub fn float8_text(value: f64) -> Option<String> {
+    if !value.is_finite() {
+        return None;
+    }
+    let scientific = format!("{value:e}");
+    let (digits, exponent) = scientific.split_once('e')?;
+    let exponent: i32 = exponent.parse().ok()?;
+    match exponent {
+        -4..15 => Some(format!("{value}")),
+        _ => Some(format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())),
+    }
+}
+
 /// Days since 2000-01-01, in ISO style (`EncodeDateOnly`).
 fn date(days: i32) -> String {
     match days {
@@ -195,10 +210,30 @@ mod tests {
         assert_eq!(date(0), "2000-01-01");
         assert_eq!(date(59), "2000-02-29");
         assert_eq!(date(-1), "1999-12-31");
-        assert_eq!(date(-730_487), "0001-12-31 BC");
+        assert_eq!(date(-730_120), "0001-12-31 BC");
         assert_eq!(date(i32::MAX), "infinity");
         assert_eq!(timestamp(86_400_000_000 + 1_500_000, "+00"), "2000-01-02 00:00:01.5+00");
         assert_eq!(timestamp(-1, ""), "1999-12-31 23:59:59.999999");
+    }
+
+    #[test]
+    fn floats_are_printed_with_the_shortest_digits() {
+        let texts: Vec<_> = [1.5, -0.0, 1e14, 1e15, 1.25e-5, 0.0001, 123456789.125, 1.7976931348623157e308]
+            .into_iter()
+            .filter_map(float8_text)
+            .collect();
+        let wanted = [
+            "1.5",
+            "-0",
+            "100000000000000",
+            "1e+15",
+            "1.25e-05",
+            "0.0001",
+            "123456789.125",
+            "1.7976931348623157e+308",
+        ];
+        assert_eq!(texts, wanted);
+        assert_eq!(float8_text(f64::NAN), None);
     }
 
     #[test]

@@ -51,13 +51,13 @@ impl Translator<'_> {
         }
         let node = self.expand(frame, node)?;
         check::scalar(self.facts(), &node)?;
-        let early = native::compile(self.facts(), &node).is_some_and(|e| native::is_infallible(&e));
+        let early = native::compile(self.facts(), &node).is_some_and(|e| e.is_infallible());
         out.push(Condition { entries: entries_of(&node), node, early });
         Ok(())
     }
 
     /// The rows of all items of a FROM list for which all conditions hold.
-    pub(super) fn from_list(
+    pub(super) fn rows_of_items(
         &mut self,
         frame: &Frame<'_>,
         items: &[&Node],
@@ -136,8 +136,8 @@ impl Translator<'_> {
         let optional_entries = entries_below(optional)?;
         let (optional_on, on): (Vec<_>, Vec<_>) =
             on.into_iter().partition(|c| !c.entries.is_empty() && c.entries.is_subset(&optional_entries));
-        let left = self.from_list(frame, &[kept], down)?;
-        let right = self.from_list(frame, &[optional], optional_on)?;
+        let left = self.rows_of_items(frame, &[kept], down)?;
+        let right = self.rows_of_items(frame, &[optional], optional_on)?;
         let stage = self.join(JoinKind::Left, (kept_entries, left), (optional_entries, right), on)?;
         self.filter_all(stage, above)
     }

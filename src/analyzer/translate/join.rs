@@ -9,7 +9,7 @@ use crate::row::key::KeyForm;
 use crate::row::{TypeClass, TypeInfo};
 
 use super::from::{Condition, entries_of};
-use super::native::{builtin, collation_rules, compile, is_infallible, operator_function};
+use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
 use super::stage::Stage;
 use super::{Translator, kernels, types, unknown_form};
@@ -124,11 +124,11 @@ impl Translator<'_> {
             ));
         }
         let (ta, tb) = (types::type_name(self.facts(), ta.oid), types::type_name(self.facts(), tb.oid));
-        Err(Refusal::new(
+        let refusal = Refusal::new(
             "unsupported.equality",
             format!("a join compares {ta} with {tb}, whose equality only the server knows"),
-        )
-        .hint("cast both sides to one type"))
+        );
+        Err(if ta == tb { refusal } else { refusal.hint("cast both sides to one type") })
     }
 
     /// `node` as an equality between an expression over `left` and one over `right`.
@@ -162,7 +162,7 @@ impl Translator<'_> {
         if form(r)? != key {
             return None;
         }
-        let early = |n: &Node| compile(self.facts(), n).is_some_and(|e| is_infallible(&e));
+        let early = |n: &Node| compile(self.facts(), n).is_some_and(|e| e.is_infallible());
         Some(Equality { left: l.clone(), right: r.clone(), form: key, early: early(l) && early(r) })
     }
 

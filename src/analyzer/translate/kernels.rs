@@ -36,6 +36,7 @@ pub fn kernel(symbol: &str, collation: CollationRules) -> Option<Kernel> {
         "numeric_abs" => Kernel::NumericAbs,
         "numeric_round" => Kernel::NumericRound,
         "i2tod" | "i4tod" | "i8tod" => Kernel::IntToFloat8,
+        "ftod" => Kernel::Float4To8,
         "float4pl" => Kernel::FloatAdd(TypeClass::Float4),
         "float4mi" => Kernel::FloatSub(TypeClass::Float4),
         "float4mul" => Kernel::FloatMul(TypeClass::Float4),
@@ -45,6 +46,8 @@ pub fn kernel(symbol: &str, collation: CollationRules) -> Option<Kernel> {
         "float8mul" => Kernel::FloatMul(TypeClass::Float8),
         "float8div" => Kernel::FloatDiv(TypeClass::Float8),
         "float4um" | "float8um" => Kernel::FloatNeg,
+        // text(bpchar) and rtrim(text).
+        "rtrim1" => Kernel::BpcharToText,
         "textcat" => Kernel::TextConcat,
         "textlen" => Kernel::TextLength,
         "textlike" if collation.deterministic => Kernel::TextLike(true),

@@ -128,7 +128,7 @@ impl<'a> Translator<'a> {
         if let Some(quals) = tree.optional_node("quals") {
             self.conjuncts(frame, quals, &mut conditions)?;
         }
-        let stage = self.from_list(frame, &tree.nodes("fromlist")?, conditions)?;
+        let stage = self.rows_of_items(frame, &tree.nodes("fromlist")?, conditions)?;
         let mut targets = Vec::new();
         for entry in query.nodes("targetList")?.iter().filter(|t| !t.bool("resjunk")) {
             targets.push(stage.place(&self.expand(frame, entry.node("expr")?)?)?);
@@ -140,21 +140,28 @@ impl<'a> Translator<'a> {
             true => self.aggregate(frame, stage, targets)?,
             false => (stage, targets),
         };
+        targets.iter().try_for_each(|t| check::scalar(self.facts(), t))?;
         let columns: Vec<TypeInfo> = targets.iter().map(|t| self.type_of(t)).collect::<Step<_>>()?;
         let (stage, exprs) = self.compute(stage, &targets)?;
         let rel = Rel::Project { input: Box::new(stage.rel), exprs };
         let stage = Stage::new(rel, columns);
         match query.list("distinctClause").is_empty() {
             true => Ok(stage),
-            false => self.distinct(stage, "DISTINCT"),
+            false => self.distinct(frame, stage, "DISTINCT"),
         }
     }
 
     /// Equal rows once; every column needs a native equality.
-    fn distinct(&mut self, stage: Stage, what: &str) -> Step<Stage> {
+    fn distinct(&mut self, frame: &Frame<'_>, stage: Stage, what: &str) -> Step<Stage> {
+        let targets = frame.query.nodes("targetList")?;
+        let names: Vec<_> =
+            targets.iter().filter(|t| !t.bool("resjunk")).map(|t| t.text("resname")).collect();
         let mut keys = Vec::with_capacity(stage.columns.len());
         for (i, ty) in stage.columns.iter().enumerate() {
-            keys.push(self.key_form(ty, || format!("{what} compares output column {}", i + 1))?);
+            keys.push(self.key_form(ty, || {
+                let name = names.get(i).cloned().flatten().unwrap_or_else(|| format!("column {}", i + 1));
+                format!("{what} compares {name}")
+            })?);
         }
         Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
     }

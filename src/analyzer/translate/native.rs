@@ -13,42 +13,6 @@ pub fn compile(facts: &Facts, node: &Node) -> Option<Expr> {
     Compiler { facts, case_test: None }.expr(node)
 }
 
-/// Whether an expression gives a value, never an error, for every row. Only such expressions may be evaluated for rows
-/// that the query itself might not have reached (hazard B1).
-pub fn is_infallible(expr: &Expr) -> bool {
-    use Kernel::*;
-    match expr {
-        Expr::Column(_) => true,
-        Expr::Literal(row) => !row.has_error(),
-        Expr::Call { kernel, args } => {
-            let safe = matches!(
-                kernel,
-                Compare(..)
-                    | IntCast(IntWidth::I8)
-                    | IntToNumeric
-                    | NumericNeg
-                    | NumericAbs
-                    | IntToFloat8
-                    | FloatNeg
-                    | Relabel
-                    | TextLength
-                    | TextStartsWith
-            );
-            safe && args.iter().all(is_infallible)
-        }
-        Expr::And(args) | Expr::Or(args) | Expr::Coalesce(args) => args.iter().all(is_infallible),
-        Expr::Not(arg) | Expr::IsNull(arg) | Expr::IsNotNull(arg) | Expr::BooleanTest { arg, .. } => {
-            is_infallible(arg)
-        }
-        Expr::Case { branches, otherwise } => {
-            branches.iter().all(|(w, t)| is_infallible(w) && is_infallible(t)) && is_infallible(otherwise)
-        }
-        Expr::Distinct { left, right, .. } | Expr::NullIf { left, right, .. } => {
-            is_infallible(left) && is_infallible(right)
-        }
-    }
-}
-
 /// The built-in C function behind an operator or function node.
 pub fn builtin(facts: &Facts, oid: u32) -> Option<&Function> {
     facts.functions.get(&oid).filter(|f| f.is_builtin() && f.language == "internal")
@@ -76,6 +40,10 @@ fn fold(kernel: Kernel, args: &[Expr]) -> Option<Expr> {
     let literal = |d: Datum<'_>| Some(Expr::Literal(Row::from_datums([d])));
     match kernel {
         Kernel::IntToNumeric => literal(Datum::Text(i.to_string().as_bytes())),
+        // Larger ones are printed with an exponent.
+        Kernel::IntToFloat8 if i.unsigned_abs() < 1_000_000_000_000_000 => {
+            literal(Datum::Text(i.to_string().as_bytes()))
+        }
         Kernel::IntCast(IntWidth::I8) => literal(Datum::Int(i)),
         Kernel::IntCast(IntWidth::I4) if i32::try_from(i).is_ok() => literal(Datum::Int(i)),
         Kernel::IntCast(IntWidth::I2) if i16::try_from(i).is_ok() => literal(Datum::Int(i)),
@@ -161,6 +129,12 @@ impl Compiler<'_> {
             let typmod = args.get(1).filter(|n| n.tag == "CONST" && !n.bool("constisnull"))?;
             let kernel = Kernel::NumericTypmod(constants::int4(typmod)?);
             return Some(Expr::Call { kernel, args: vec![self.expr(args.first()?)?] });
+        }
+        if function.source == "numeric_float8" {
+            let Expr::Literal(row) = self.expr(args.first()?)? else { return None };
+            let Datum::Text(text) = row.get(0) else { return None };
+            let text = constants::float8_text(std::str::from_utf8(text).ok()?.parse().ok()?)?;
+            return Some(Expr::Literal(Row::from_datums([Datum::Text(text.as_bytes())])));
         }
         let rules = collation_rules(self.facts, node.oid("inputcollid").ok()?);
         let kernel = kernels::kernel(&function.source, rules)?;

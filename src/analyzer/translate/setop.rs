@@ -48,7 +48,7 @@ impl Translator<'_> {
             }
         }
         let stage = Stage::new(Rel::UnionAll { inputs }, columns);
-        if all || distinct { Ok(stage) } else { self.distinct(stage, "UNION") }
+        if all || distinct { Ok(stage) } else { self.distinct(frame, stage, "UNION") }
     }
 
     fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {

@@ -8,7 +8,7 @@ use crate::row::{Row, TypeInfo};
 
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, rewrite};
-use super::{Frame, ROW_ID, Translator, entry_name, range_table_entry, unknown_form};
+use super::{Frame, ROW_ID, Translator, check, entry_name, range_table_entry, unknown_form};
 
 /// OIDs below are given by initdb.
 const FIRST_NORMAL_OID: u32 = 16384;
@@ -68,6 +68,7 @@ impl Translator<'_> {
             let mut nodes = Vec::new();
             for value in list.items() {
                 let node = value.as_node().ok_or_else(|| unknown_form("VALUES"))?;
+                check::scalar(self.facts(), node)?;
                 nodes.push(one.place(&self.expand(frame, node)?)?);
             }
             if columns.is_none() {

@@ -1,0 +1,44 @@
+//! What makes held rows valid besides row changes: the shape of the source.
+//!
+//! ALTER TYPE ... USING, a rename of an enum label, INHERIT, a new replica identity change rows or their text without a
+//! single row in the WAL. The fingerprint covers them; it is read at the boundary, under the locks, and compared again
+//! by a timer. A difference means: read the source again.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use crate::error::Result;
+use crate::postgres::sessions::error;
+
+/// Fingerprints by relation OID. A relation that is gone has none.
+pub type Fingerprints = BTreeMap<u32, String>;
+
+/// `xmin` of the attribute rows is in: it moves with every ALTER of a column, also one that keeps the type.
+const SQL: &str = "
+select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity,
+    (select string_agg(concat_ws(',', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
+                                 a.attgenerated, a.xmin), ';' order by a.attnum)
+       from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        and a.attnum = any(w.attributes)),
+    (select string_agg(concat_ws(',', e.enumtypid, e.oid, e.enumlabel), ';' order by e.oid) from pg_catalog.pg_enum e
+      where e.enumtypid in (select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = any(w.attributes))),
+    (select string_agg(concat_ws(',', i.indexrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indisvalid), ';'
+            order by i.indexrelid)
+       from pg_catalog.pg_index i where i.indrelid = c.oid and (i.indisprimary or i.indisreplident)),
+    (select string_agg(h.inhrelid::text, ',' order by h.inhrelid) from pg_catalog.pg_inherits h where h.inhparent = c.oid)))
+from pg_catalog.unnest($1::pg_catalog.oid[]) with ordinality o(oid, n)
+join lateral (select array(select x::int2 from pg_catalog.unnest(pg_catalog.string_to_array(($2::text[])[o.n], ',')) x)) w(attributes) on true
+join pg_catalog.pg_class c on c.oid = o.oid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace";
+
+/// Reads the fingerprints of relations over the attributes held of each.
+pub async fn read(client: &Client, held: &[(u32, Vec<i16>)]) -> Result<Fingerprints> {
+    let oids: Vec<u32> = held.iter().map(|(oid, _)| *oid).collect();
+    let lists: Vec<String> = held
+        .iter()
+        .map(|(_, attributes)| attributes.iter().map(i16::to_string).collect::<Vec<_>>().join(","))
+        .collect();
+    let rows = client.query(SQL, &[&oids, &lists]).await.map_err(error)?;
+    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+}

@@ -1,0 +1,258 @@
+//! Reading and writing catalog rows: one function per statement.
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::{Json, PgLsn};
+use tokio_postgres::{Client, GenericClient};
+
+use crate::analyzer::facts::StreamTable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::ViewId;
+use crate::postgres::sessions::error;
+
+/// A row of `pgt_stream_tables`, as far as the sidecar needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamTableRow {
+    pub view: ViewId,
+    pub schema: String,
+    pub name: String,
+    /// OID of the storage table; `None` if it was dropped behind our back.
+    pub relation: Option<u32>,
+    /// OID of the defining view.
+    pub query_view: Option<u32>,
+    pub schedule: String,
+    /// AUTO, DIFFERENTIAL or FULL, as asked for.
+    pub requested_mode: String,
+    /// DIFFERENTIAL or FULL, as decided.
+    pub mode: String,
+    pub status: String,
+    pub key_columns: Option<Vec<String>>,
+    /// Raised by every alteration.
+    pub version: i64,
+    pub errors: i32,
+}
+
+impl StreamTableRow {
+    pub fn qualified(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    pub fn is_suspended(&self) -> bool {
+        self.status == "SUSPENDED"
+    }
+}
+
+/// All stream tables of a pipeline.
+pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
+    const SQL: &str = "select s.pgt_id, s.pgt_schema, s.pgt_name, c.oid, v.oid, s.schedule, s.requested_refresh_mode,
+            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors
+        from pgtrickle.pgt_stream_tables s
+        left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_class v on v.oid = s.query_view
+        where s.pipeline = $1 order by s.pgt_id";
+    let rows = client.query(SQL, &[&pipeline]).await.map_err(error)?;
+    let row = |r: &tokio_postgres::Row| StreamTableRow {
+        view: r.get(0),
+        schema: r.get(1),
+        name: r.get(2),
+        relation: r.get(3),
+        query_view: r.get(4),
+        schedule: r.get(5),
+        requested_mode: r.get(6),
+        mode: r.get(7),
+        status: r.get(8),
+        key_columns: r.get(9),
+        version: r.get(10),
+        errors: r.get(11),
+    };
+    Ok(rows.iter().map(row).collect())
+}
+
+/// The stream tables by the OID of their storage, for the analyzer: incremental ones are read through the dataflow.
+pub fn as_sources(
+    rows: &[StreamTableRow],
+    incremental: impl Fn(&StreamTableRow) -> bool,
+) -> HashMap<u32, StreamTable> {
+    rows.iter()
+        .filter_map(|row| {
+            Some((row.relation?, StreamTable { view: row.view, incremental: incremental(row) }))
+        })
+        .collect()
+}
+
+/// Identity of a pipeline, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineRow {
+    pub install_id: String,
+    pub generation: i64,
+    pub system_identifier: Option<String>,
+    pub timeline: Option<i32>,
+    pub database_oid: Option<i64>,
+    pub slot_name: Option<String>,
+    pub frontier: Option<u64>,
+}
+
+pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
+    const SQL: &str =
+        "select install_id::text, generation, system_identifier, timeline, database_oid, slot_name, frontier
+        from pgtrickle.pgt_pipelines where pipeline = $1";
+    let row = client.query_opt(SQL, &[&name]).await.map_err(error)?.ok_or_else(|| {
+        Error::new(ErrorKind::Config, format!("there is no pipeline {name} in this database"))
+            .with_hint("use the pipeline main, or run `pgtrickle init`")
+    })?;
+    Ok(PipelineRow {
+        install_id: row.get(0),
+        generation: row.get(1),
+        system_identifier: row.get(2),
+        timeline: row.get(3),
+        database_oid: row.get(4),
+        slot_name: row.get(5),
+        frontier: row.get::<_, Option<PgLsn>>(6).map(u64::from),
+    })
+}
+
+/// Takes the pipeline over: raises the generation (which fences off every earlier writer) and stores who we are.
+pub async fn take_over(
+    client: &Client,
+    name: &str,
+    identity: &Identity,
+    names: &crate::replication::PipelineNames,
+    sidecar: &str,
+) -> Result<i64> {
+    const SQL: &str = "update pgtrickle.pgt_pipelines set generation = generation + 1, system_identifier = $2, timeline = $3,
+            database_oid = $4, database_name = pg_catalog.current_database(), slot_name = $5, publication_name = $6,
+            postmaster_start_time = pg_catalog.pg_postmaster_start_time(), sidecar = $7,
+            started_at = pg_catalog.clock_timestamp(), heartbeat_at = pg_catalog.clock_timestamp()
+        where pipeline = $1 returning generation";
+    let (slot, publication) = (names.slot(), names.publication());
+    let oid = i64::from(identity.database_oid);
+    let row = client
+        .query_one(
+            SQL,
+            &[&name, &identity.system_identifier, &identity.timeline, &oid, &slot, &publication, &sidecar],
+        )
+        .await
+        .map_err(error)?;
+    Ok(row.get(0))
+}
+
+/// Sets the frontier of a pipeline whose slot was made anew.
+pub async fn reset_frontier(client: &Client, name: &str, frontier: u64) -> Result<()> {
+    const SQL: &str = "update pgtrickle.pgt_pipelines set frontier = $2 where pipeline = $1";
+    client.execute(SQL, &[&name, &PgLsn::from(frontier)]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Who the server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub system_identifier: String,
+    pub timeline: i32,
+    pub database_oid: u32,
+    pub major: u32,
+    pub wal_level: String,
+    pub in_recovery: bool,
+    pub encoding: String,
+}
+
+pub async fn identity(client: &Client) -> Result<Identity> {
+    const SQL: &str = "select (select system_identifier::text from pg_catalog.pg_control_system()),
+            case when pg_catalog.pg_is_in_recovery() then 0
+                 else ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int end,
+            d.oid, pg_catalog.current_setting('server_version_num')::int / 10000,
+            pg_catalog.current_setting('wal_level'), pg_catalog.pg_is_in_recovery(),
+            pg_catalog.current_setting('server_encoding')
+        from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()";
+    let row = client.query_one(SQL, &[]).await.map_err(error)?;
+    Ok(Identity {
+        system_identifier: row.get(0),
+        timeline: row.get(1),
+        database_oid: row.get(2),
+        major: row.get::<_, i32>(3).unsigned_abs(),
+        wal_level: row.get(4),
+        in_recovery: row.get(5),
+        encoding: row.get(6),
+    })
+}
+
+/// Stores what was decided about a stream table: its effective mode and why it is not incremental.
+pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&str>) -> Result<()> {
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3
+        where pgt_id = $1 and (refresh_mode, refresh_reason) is distinct from ($2, $3)";
+    client.execute(SQL, &[&view, &mode, &reason]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Takes a stream table out: status ERROR (it is tried again) or SUSPENDED (until somebody resumes it). `frontier` is
+/// the last commit that it contains.
+pub async fn fail(
+    client: &Client,
+    view: ViewId,
+    status: &str,
+    e: &Error,
+    frontier: Option<u64>,
+) -> Result<()> {
+    const SQL: &str =
+        "update pgtrickle.pgt_stream_tables s set status = $2, consecutive_errors = consecutive_errors + 1,
+            last_error_sqlstate = $3, last_error_message = $4, last_error_at = pg_catalog.clock_timestamp(),
+            frontier = coalesce($5, s.frontier),
+            data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
+                then (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
+                else s.data_timestamp end
+        where pgt_id = $1";
+    let message = match e.hint() {
+        Some(hint) => format!("{}; hint: {hint}", e.context()),
+        None => e.context().to_owned(),
+    };
+    let frontier = frontier.map(PgLsn::from);
+    client.execute(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
+    Ok(())
+}
+
+/// A FULL stream table was recomputed.
+pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()> {
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set status = 'ACTIVE', is_populated = true,
+            data_timestamp = pg_catalog.now(), last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0,
+            last_error_sqlstate = null, last_error_message = null, last_error_at = null where pgt_id = $1";
+    client.execute(SQL, &[&view]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Stores what a stream table reads.
+pub async fn set_dependencies(
+    client: &Client,
+    view: ViewId,
+    sources: &[(String, &'static str, Vec<String>)],
+) -> Result<()> {
+    const SQL: &str = "insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
+        select $1, pg_catalog.to_regclass($2), $2, $3, $4
+        on conflict (pgt_id, source_name) do update set source = excluded.source, source_type = excluded.source_type,
+            columns_used = excluded.columns_used
+        where (pgt_dependencies.source, pgt_dependencies.source_type, pgt_dependencies.columns_used)
+            is distinct from (excluded.source, excluded.source_type, excluded.columns_used)";
+    for (name, kind, columns) in sources {
+        client.execute(SQL, &[&view, name, kind, columns]).await.map_err(error)?;
+    }
+    Ok(())
+}
+
+/// Answers a request of an SQL function.
+pub async fn answer(
+    client: &Client,
+    request: i64,
+    answer: &serde_json::Value,
+    role: Option<&str>,
+) -> Result<()> {
+    const SQL: &str =
+        "insert into pgtrickle.pgt_answers (request_id, answer, requested_by) values ($1, $2, $3)
+        on conflict (request_id) do nothing";
+    client.execute(SQL, &[&request, &Json(answer), &role]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Drops answers that nobody waits for any more.
+pub async fn forget_answers(client: &Client) -> Result<()> {
+    const SQL: &str =
+        "delete from pgtrickle.pgt_answers where answered_at < pg_catalog.now() - interval '10 minutes'";
+    client.execute(SQL, &[]).await.map_err(error)?;
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! `pgtrickle explain NAME`: the plan of a stream table, what PostgreSQL computes, and why it is not incremental.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio_postgres::Client;
+
+use super::Connection;
+use super::status::{denied, installed};
+use crate::analyzer::facts::StreamTable;
+use crate::analyzer::{Analysis, SourceFacts, TreeSource, analyze};
+use crate::config::Settings;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::explain::explain;
+use crate::postgres::sessions::Purpose;
+
+#[derive(Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    /// Name of the stream table: schema.name, or name where only one schema has it
+    name: String,
+}
+
+const FIND: &str = "
+    select i.pgt_schema || '.' || i.pgt_name, i.query_view::oid, i.status, i.requested_refresh_mode, i.refresh_mode,
+           i.refresh_reason, i.key_columns, i.last_error_message
+      from pgtrickle.stream_tables_info i, pgtrickle._split_name($1, true) n
+     where i.pgt_name = n.rel and (n.sch is null or i.pgt_schema = n.sch)";
+
+const STREAM_TABLES: &str = "
+    select i.pgt_relid::oid, i.pgt_id, i.refresh_mode = 'DIFFERENTIAL' and i.status in ('ACTIVE', 'OFFLINE')
+      from pgtrickle.stream_tables_info i where i.pgt_relid is not null";
+
+/// A stream table as the catalog has it.
+struct Found {
+    name: String,
+    view: Option<u32>,
+    status: String,
+    requested: String,
+    mode: String,
+    reason: Option<String>,
+    key: Option<Vec<String>>,
+    error: Option<String>,
+}
+
+pub(super) async fn run(args: ExplainArgs, settings: Settings) -> Result<ExitCode> {
+    let mut client = settings.target.connect(Purpose::Tool).await?;
+    installed(&client).await?;
+    let found = find(&client, &args.name).await?;
+    let view = found.view.ok_or_else(|| {
+        Error::new(ErrorKind::Query, format!("the query of {} is gone", found.name))
+            .with_sqlstate("42P01")
+            .with_hint("drop the stream table with pgtrickle.drop_stream_table and create it again")
+    })?;
+    let rows = client.query(STREAM_TABLES, &[]).await.map_err(denied)?;
+    let stream_tables: HashMap<u32, StreamTable> =
+        rows.iter().map(|r| (r.get(0), StreamTable { view: r.get(1), incremental: r.get(2) })).collect();
+    let analysis = analyze(&mut client, TreeSource::View(view), &stream_tables).await?;
+    super::print(&describe(&found, &analysis));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn find(client: &Client, name: &str) -> Result<Found> {
+    let rows = client.query(FIND, &[&name]).await.map_err(denied)?;
+    let row = match rows.as_slice() {
+        [row] => row,
+        [] => {
+            return Err(Error::new(ErrorKind::Query, format!("there is no stream table {name}"))
+                .with_sqlstate("42P01")
+                .with_hint("pgtrickle status lists them"));
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(|row| row.get(0)).collect();
+            return Err(Error::new(ErrorKind::Query, format!("{name} may be {}", names.join(" or ")))
+                .with_sqlstate("42P09")
+                .with_hint("write schema.name"));
+        }
+    };
+    Ok(Found {
+        name: row.get(0),
+        view: row.get(1),
+        status: row.get(2),
+        requested: row.get(3),
+        mode: row.get(4),
+        reason: row.get(5),
+        key: row.get(6),
+        error: row.get(7),
+    })
+}
+
+fn describe(found: &Found, analysis: &Analysis) -> String {
+    let mut out = format!("stream table: {}\nstatus: {}\n", found.name, found.status);
+    out.push_str(&format!("mode: {} (requested: {})\n", found.mode, found.requested));
+    let lines = [("reason", &found.reason), ("last error", &found.error)];
+    for (label, text) in lines {
+        if let Some(text) = text {
+            out.push_str(&format!("{label}: {text}\n"));
+        }
+    }
+    let key = found.key.as_ref().map_or_else(|| "row id".to_owned(), |key| key.join(", "));
+    out.push_str(&format!("stored key: {key}\n"));
+    out.push_str("sources:\n");
+    for source in &analysis.sources {
+        out.push_str(&format!("  {}\n", describe_source(source)));
+    }
+    match &analysis.plan {
+        Ok(plan) => {
+            out.push_str("plan (Evaluate is computed by PostgreSQL, all else natively):\n");
+            for line in explain(plan, &analysis.names()).lines() {
+                out.push_str(&format!("  {line}\n"));
+            }
+        }
+        Err(refusal) => {
+            out.push_str(&format!("not incremental: {} ({})\n", refusal.reason, refusal.code));
+            if let Some(hint) = &refusal.hint {
+                out.push_str(&format!("hint: {hint}\n"));
+            }
+        }
+    }
+    out
+}
+
+/// Name, columns that are read, and what identifies a row in the log.
+fn describe_source(source: &SourceFacts) -> String {
+    let names = |numbers: &[i16]| {
+        let name = |n: &i16| source.columns.iter().find(|c| c.attnum == *n).map(|c| c.name.clone());
+        numbers.iter().filter_map(name).collect::<Vec<_>>().join(", ")
+    };
+    let identity = match source.replica_identity {
+        'f' => "full".to_owned(),
+        _ if source.identity.is_empty() => "none".to_owned(),
+        _ => names(&source.identity),
+    };
+    format!("{}.{} ({}), replica identity: {identity}", source.schema, source.name, names(&source.attributes))
+}

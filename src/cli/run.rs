@@ -1,0 +1,34 @@
+//! `pgtrickle run`: the sidecar itself.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::signals;
+use crate::config::Settings;
+use crate::error::Result;
+use crate::supervisor::RunOptions;
+
+/// How long a shutdown may take: below the 30 s that most supervisors wait before they kill.
+const DRAIN: Duration = Duration::from_secs(20);
+
+pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
+    let shutdown = signals::token(DRAIN)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        database = settings.target.describe(),
+        database_from = %settings.connection,
+        pipeline = settings.pipeline.value,
+        workers = settings.workers.value,
+        memory_limit_mb = settings.memory_limit.value >> 20,
+        memory_limit_from = %settings.memory_limit.origin,
+        "starting"
+    );
+    let options = RunOptions {
+        target: settings.target,
+        pipeline: settings.pipeline.value,
+        workers: settings.workers.value,
+        memory_limit: settings.memory_limit.value,
+    };
+    crate::supervisor::run(options, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}

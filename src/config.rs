@@ -1,0 +1,273 @@
+//! The configuration of one run, and where each value came from.
+//!
+//! A value is taken from the first of: flag, environment variable, file (`--config`), default. Invariant: an error about
+//! a value names its origin, so that an operator knows which of the four to change; a password is never printed, neither
+//! by an error nor by `Debug`. Place in the data's way: before everything else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::sessions::Target;
+
+mod connection;
+mod file;
+mod memory;
+mod passfile;
+
+pub use memory::default_limit;
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag, without the dashes.
+    Flag(&'static str),
+    /// An environment variable.
+    Environment(&'static str),
+    /// A key of the file given by `--config`.
+    File {
+        path: PathBuf,
+        line: usize,
+        key: String,
+    },
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(name) => write!(f, "flag --{name}"),
+            Origin::Environment(name) => write!(f, "environment variable {name}"),
+            Origin::File { path, line, key } => write!(f, "{}:{line} {key}", path.display()),
+            Origin::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value with its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub origin: Origin,
+}
+
+impl<T> Sourced<T> {
+    fn new(value: T, origin: Origin) -> Self {
+        Sourced { value, origin }
+    }
+
+    /// An error about this value: `<origin>: <what>`.
+    fn refuse(&self, what: impl fmt::Display) -> Error {
+        Error::new(ErrorKind::Config, format!("{}: {what}", self.origin))
+    }
+}
+
+/// What the command line said; `None` where the flag is absent.
+#[derive(Clone, Default)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub database_url: Option<String>,
+    pub pipeline: Option<String>,
+    pub workers: Option<String>,
+    pub memory_limit: Option<String>,
+    pub log: Option<String>,
+    pub log_format: Option<String>,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What decides about logs; known before a database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logs {
+    pub format: Sourced<LogFormat>,
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or a list of `target=level`.
+    pub filter: Sourced<String>,
+}
+
+/// The resolved configuration.
+#[derive(Clone)]
+pub struct Settings {
+    /// Server, user and database; holds the password.
+    pub target: Target,
+    /// Where the connection came from.
+    pub connection: Origin,
+    pub pipeline: Sourced<String>,
+    /// Threads of the dataflow, at least 1.
+    pub workers: Sourced<usize>,
+    /// Bytes that the state of all stream tables may take.
+    pub memory_limit: Sourced<u64>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("target", &self.target.describe())
+            .field("connection", &self.connection)
+            .field("pipeline", &self.pipeline)
+            .field("workers", &self.workers)
+            .field("memory_limit", &self.memory_limit)
+            .finish()
+    }
+}
+
+/// Environment variables by name.
+pub type Environment = BTreeMap<String, String>;
+
+/// Keys of the file.
+const KEYS: &[&str] = &["database_url", "pipeline", "workers", "memory_limit", "log", "log_format"];
+/// Most threads of a dataflow; more than any server this runs beside has cores.
+const MOST_WORKERS: usize = 256;
+
+/// The three places that values come from, read once.
+pub struct Sources {
+    flags: Flags,
+    environment: Environment,
+    file: file::Values,
+}
+
+impl Sources {
+    /// Reads the file that `--config` or `PGTRICKLE_CONFIG` names, if one does.
+    ///
+    /// # Errors
+    /// `Config` when it can't be read, is no TOML, or holds a key that is not ours.
+    pub fn read(flags: Flags, environment: Environment) -> Result<Sources> {
+        let named = flags.config.clone().map(|path| Sourced::new(path, Origin::Flag("config")));
+        let named = named.or_else(|| {
+            let path = given(&environment, "PGTRICKLE_CONFIG")?;
+            Some(Sourced::new(PathBuf::from(path), Origin::Environment("PGTRICKLE_CONFIG")))
+        });
+        let file = match named {
+            Some(path) => file::read(&path, KEYS)?,
+            None => file::Values::default(),
+        };
+        Ok(Sources { flags, environment, file })
+    }
+
+    /// The process's own environment; variables that are not UTF-8 do not count.
+    pub fn process_environment() -> Environment {
+        std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect()
+    }
+
+    /// What decides about logs.
+    ///
+    /// # Errors
+    /// `Config` with the origin of a value that can't be used.
+    pub fn logs(&self) -> Result<Logs> {
+        let format =
+            self.text(self.flags.log_format.as_ref(), "log-format", "PGTRICKLE_LOG_FORMAT", "log_format");
+        let format = match format {
+            None => Sourced::new(LogFormat::Text, Origin::Default),
+            Some(text) => match text.value.as_str() {
+                "text" => Sourced::new(LogFormat::Text, text.origin),
+                "json" => Sourced::new(LogFormat::Json, text.origin),
+                other => {
+                    return Err(text
+                        .refuse(format!("{other:?} is no log format"))
+                        .with_hint("use text or json"));
+                }
+            },
+        };
+        let own = self.text(self.flags.log.as_ref(), "log", "PGTRICKLE_LOG", "log");
+        // RUST_LOG is everybody's variable: it only counts where nobody spoke to us.
+        let filter = match own {
+            Some(own)
+                if own.origin == Origin::Flag("log")
+                    || own.origin == Origin::Environment("PGTRICKLE_LOG") =>
+            {
+                own
+            }
+            other => match given(&self.environment, "RUST_LOG") {
+                Some(text) => Sourced::new(text, Origin::Environment("RUST_LOG")),
+                None => other.unwrap_or_else(|| Sourced::new("info".to_owned(), Origin::Default)),
+            },
+        };
+        if let Err(e) = filter.value.parse::<tracing_subscriber::filter::Targets>() {
+            return Err(filter.refuse(format!("{:?} is no log filter ({e})", filter.value)).with_hint(
+                "use error, warn, info, debug, trace or off, or a list such as warn,pgtrickle=debug",
+            ));
+        }
+        Ok(Logs { format, filter })
+    }
+
+    /// Everything that a session with the server needs.
+    ///
+    /// # Errors
+    /// `Config` with the origin of a value that can't be used, or when no database is named.
+    pub fn settings(&self) -> Result<Settings> {
+        let pipeline = self
+            .text(self.flags.pipeline.as_ref(), "pipeline", "PGTRICKLE_PIPELINE", "pipeline")
+            .unwrap_or_else(|| Sourced::new("main".to_owned(), Origin::Default));
+        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if pipeline.value.is_empty() || pipeline.value.len() > 20 || !pipeline.value.chars().all(letters) {
+            return Err(pipeline
+                .refuse(format!("{:?} is no name of a pipeline", pipeline.value))
+                .with_hint("use 1 to 20 lower-case letters, digits and _"));
+        }
+        let workers = self.text(self.flags.workers.as_ref(), "workers", "PGTRICKLE_WORKERS", "workers");
+        let workers = match workers {
+            None => Sourced::new(1, Origin::Default),
+            Some(text) => match text.value.parse() {
+                Ok(number @ 1..=MOST_WORKERS) => Sourced::new(number, text.origin),
+                _ => {
+                    let what = format!("{:?} is no number of workers", text.value);
+                    return Err(text
+                        .refuse(what)
+                        .with_hint(format!("use a number from 1 to {MOST_WORKERS}")));
+                }
+            },
+        };
+        let limit = self.text(
+            self.flags.memory_limit.as_ref(),
+            "memory-limit",
+            "PGTRICKLE_MEMORY_LIMIT",
+            "memory_limit",
+        );
+        let memory_limit = match limit {
+            None => Sourced::new(default_limit(), Origin::Default),
+            Some(text) => match memory::parse(&text.value) {
+                Ok(bytes) => Sourced::new(bytes, text.origin),
+                Err(what) => {
+                    return Err(text
+                        .refuse(what)
+                        .with_hint("write a size such as 512MB or 2GiB, at least 16MB"));
+                }
+            },
+        };
+        let (config, connection) = connection::resolve(self)?;
+        let target = Target::new(config, &pipeline.value);
+        Ok(Settings { target, connection, pipeline, workers, memory_limit })
+    }
+
+    /// The first of flag, variable and file that holds a value. An empty variable counts as absent.
+    fn text(
+        &self,
+        flag: Option<&String>,
+        flag_name: &'static str,
+        variable: &'static str,
+        key: &str,
+    ) -> Option<Sourced<String>> {
+        if let Some(value) = flag {
+            return Some(Sourced::new(value.clone(), Origin::Flag(flag_name)));
+        }
+        if let Some(value) = given(&self.environment, variable) {
+            return Some(Sourced::new(value, Origin::Environment(variable)));
+        }
+        self.file.get(key).cloned()
+    }
+}
+
+/// A variable that is set and not empty.
+fn given(environment: &Environment, name: &str) -> Option<String> {
+    environment.get(name).filter(|value| !value.is_empty()).cloned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! The service behind the dataflow's Evaluate operators: PostgreSQL computes expressions over batches of rows (D3).
+//!
+//! Invariant: one row of results per requested row. A row that fails gets error values instead; the others of its batch
+//! do not suffer. Only expressions made of built-in functions, operators and types come here: they can't run users'
+//! code (others make a query FULL).
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_postgres::{Client, Statement};
+
+use crate::analyzer::verify::evaluation_sql;
+use crate::dataflow::EvaluationRequest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::RemoteBatch;
+use crate::postgres::sessions::{Purpose, Target, error};
+use crate::row::record::parse_record;
+use crate::row::{Datum, Row, TypeClass};
+
+/// Rows per statement (measured: more gain nothing).
+const BATCH: usize = 1_000;
+
+/// Answers requests until the dataflow ends. An error ends it: without answers no epoch completes, so the pipeline has
+/// to start anew.
+pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationRequest>) -> Result<()> {
+    let mut session: Option<Evaluator> = None;
+    while let Some(request) = requests.recv().await {
+        let evaluator = match &mut session {
+            Some(evaluator) => evaluator,
+            None => session.insert(Evaluator::connect(&target).await?),
+        };
+        let mut results = Vec::with_capacity(request.rows.len());
+        for rows in request.rows.chunks(BATCH) {
+            results.extend(evaluator.evaluate(&request.batch, rows).await?);
+        }
+        request.reply.send(results);
+    }
+    Ok(())
+}
+
+struct Evaluator {
+    client: Client,
+    statements: Vec<(Arc<RemoteBatch>, Statement)>,
+}
+
+impl Evaluator {
+    async fn connect(target: &Target) -> Result<Evaluator> {
+        Ok(Evaluator { client: target.connect(Purpose::Evaluate).await?, statements: Vec::new() })
+    }
+
+    async fn statement(&mut self, batch: &Arc<RemoteBatch>) -> Result<Statement> {
+        if let Some((_, statement)) = self.statements.iter().find(|(b, _)| b == batch) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(&evaluation_sql(batch)).await.map_err(error)?;
+        self.statements.push((batch.clone(), statement.clone()));
+        Ok(statement)
+    }
+
+    /// Results of `rows`, in order. A row that already carries an error hands it on.
+    async fn evaluate(&mut self, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
+        let sound: Vec<Row> = rows.iter().filter(|row| !row.has_error()).cloned().collect();
+        let mut answers = self.evaluate_sound(batch, &sound).await?.into_iter();
+        let missing = || Error::internal("an evaluated row is missing");
+        rows.iter()
+            .map(|row| match row.iter().find(Datum::is_error) {
+                Some(failed) => Ok(Row::from_datums(batch.exprs.iter().map(|_| failed))),
+                None => answers.next().ok_or_else(missing),
+            })
+            .collect()
+    }
+
+    /// A batch that fails is halved until the failing rows stand alone.
+    async fn evaluate_sound(&mut self, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
+        let statement = self.statement(batch).await?;
+        let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
+        let mut results: Vec<Option<Row>> = vec![None; rows.len()];
+        let mut open = vec![0..rows.len()];
+        while let Some(range) = open.pop() {
+            match self.ask(&statement, batch, &rows[range.clone()]).await {
+                Ok(answers) => {
+                    for (ordinal, record) in answers {
+                        let row = parse_record(record.as_bytes(), &classes)?;
+                        let place =
+                            usize::try_from(ordinal - 1).ok().and_then(|i| results.get_mut(range.start + i));
+                        *place.ok_or_else(|| Error::internal("an evaluated row has no place"))? = Some(row);
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                Err(e) if range.len() == 1 => {
+                    let payload = format!("{}:{}", e.sqlstate().unwrap_or("XX000"), e.context());
+                    let failed = Row::from_datums(classes.iter().map(|_| Datum::Error(payload.as_bytes())));
+                    if let Some(place) = results.get_mut(range.start) {
+                        *place = Some(failed);
+                    }
+                }
+                Err(_) => {
+                    let middle = range.start + range.len() / 2;
+                    open.push(middle..range.end);
+                    open.push(range.start..middle);
+                }
+            }
+        }
+        results.into_iter().map(|r| r.ok_or_else(|| Error::internal("an evaluated row is missing"))).collect()
+    }
+
+    async fn ask(
+        &self,
+        statement: &Statement,
+        batch: &RemoteBatch,
+        rows: &[Row],
+    ) -> Result<Vec<(i64, String)>> {
+        let width = batch.inputs.len().max(1);
+        let mut columns: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(rows.len()); width];
+        for row in rows {
+            let mut datums = row.iter();
+            for column in &mut columns {
+                let mut text = Vec::new();
+                let present = datums.next().is_some_and(|d| d.write_text(&mut text));
+                column.push(present.then(|| String::from_utf8_lossy(&text).into_owned()));
+            }
+        }
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            columns.iter().map(|c| c as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
+        let answers = self.client.query(statement, &parameters).await.map_err(error)?;
+        Ok(answers.iter().map(|r| (r.get(0), r.get(1))).collect())
+    }
+}

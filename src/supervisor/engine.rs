@@ -1,0 +1,342 @@
+//! The pipeline's loop: one task that owns the stream, the dataflow and the writer.
+//!
+//! Batching is natural: while an epoch is in the dataflow or an apply in flight, whole transactions gather; they are
+//! the next epoch. The loop never blocks on the server: what takes long runs beside it and reports.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::RunOptions;
+use super::feed::Flight;
+use super::lease::Lease;
+use super::prepare;
+use super::sources::{Assigned, Feed, Sources};
+use super::views::Views;
+use super::watch::Watched;
+use crate::apply::{Applied, Progress, Writer};
+use crate::capture::SourceSpec;
+use crate::capture::fingerprint::Fingerprints;
+use crate::dataflow::{Dataflow, Epoch};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput::{Assembler, Event as Assembled, Observed, Transaction, widen_xid};
+use crate::replication::{Session, StreamEvent};
+
+/// How often the catalog and the request sequence are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Time for a clean end: the current apply, the last acknowledgement.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// A transaction that is decoded and not fed yet.
+pub(super) struct Queued {
+    pub transaction: Transaction,
+    pub xid: u64,
+}
+
+/// Instances that a preparation waits for, until everything received before is applied.
+pub(super) struct Barrier {
+    pub assigned: Vec<Assigned>,
+    pub reply: Option<oneshot::Sender<Vec<Assigned>>>,
+    /// The apply that must have passed: nothing older is under way then.
+    pub received: u64,
+}
+
+/// An apply that runs beside the loop.
+pub(super) struct Applying {
+    pub task: JoinHandle<(Writer, Result<Applied>)>,
+    pub progress: Progress,
+    pub installed: Vec<crate::plan::ViewId>,
+}
+
+pub(super) struct Engine {
+    pub options: RunOptions,
+    pub lease: Lease,
+    pub control: Client,
+    pub session: Session,
+    pub writer: Option<Writer>,
+    pub dataflow: Dataflow,
+    pub assembler: Assembler,
+    pub sources: Sources,
+    pub views: Views,
+    pub fingerprints: Fingerprints,
+    /// Changes that a finished load releases, to be fed before anything newer.
+    pub carry: Feed,
+    pub queue: VecDeque<Queued>,
+    pub queue_bytes: usize,
+    /// The next epoch to feed.
+    pub epoch: Epoch,
+    pub flights: VecDeque<Flight>,
+    pub pending: Option<super::feed::Pending>,
+    pub applying: Option<Applying>,
+    pub barriers: Vec<Barrier>,
+    pub preparing: Option<JoinHandle<()>>,
+    pub events: mpsc::UnboundedReceiver<prepare::Event>,
+    pub events_sender: mpsc::UnboundedSender<prepare::Event>,
+    /// Everything up to here was received, fed, and is durable.
+    pub received: u64,
+    pub fed: u64,
+    pub frontier: u64,
+    /// Commits at or below it were applied before this life.
+    pub start: u64,
+    pub server_time: Option<chrono::DateTime<chrono::Utc>>,
+    /// A recent snapshot's xmax, to widen transaction ids.
+    pub near: u64,
+    pub reason: String,
+    pub watched: Watched,
+    pub announced: bool,
+    skipping: bool,
+}
+
+/// Microseconds since 2000-01-01 as a time.
+pub(super) fn server_time(micros: i64) -> Option<chrono::DateTime<chrono::Utc>> {
+    const EPOCH_2000: i64 = 946_684_800_000_000;
+    chrono::DateTime::from_timestamp_micros(micros.checked_add(EPOCH_2000)?)
+}
+
+impl Engine {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        options: RunOptions,
+        lease: Lease,
+        control: Client,
+        session: Session,
+        writer: Writer,
+        dataflow: Dataflow,
+        frontier: u64,
+        near: u64,
+        reason: &str,
+    ) -> Result<Engine> {
+        let (events_sender, events) = mpsc::unbounded_channel();
+        let budget = usize::try_from(options.memory_limit / 8).unwrap_or(usize::MAX);
+        Ok(Engine {
+            assembler: Assembler::new(budget).with_message_prefix(super::requests::PREFIX),
+            options,
+            lease,
+            control,
+            session,
+            writer: Some(writer),
+            dataflow,
+            sources: Sources::default(),
+            views: Views::default(),
+            fingerprints: Fingerprints::new(),
+            carry: Feed::new(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            epoch: 1,
+            flights: VecDeque::new(),
+            pending: None,
+            applying: None,
+            barriers: Vec::new(),
+            preparing: None,
+            events,
+            events_sender,
+            received: frontier,
+            fed: frontier,
+            frontier,
+            start: frontier,
+            server_time: None,
+            near,
+            reason: reason.to_owned(),
+            watched: Watched::default(),
+            announced: false,
+            skipping: false,
+        })
+    }
+
+    /// Runs until `shutdown` or an error.
+    pub async fn run(
+        mut self,
+        shutdown: &CancellationToken,
+        evaluation: JoinHandle<Result<()>>,
+    ) -> Result<()> {
+        let outcome = tokio::select! {
+            outcome = self.serve(shutdown) => outcome,
+            ended = evaluation => match ended {
+                Ok(Ok(())) => Err(Error::internal("the evaluation service ended")),
+                Ok(Err(e)) => Err(e.during("evaluating expressions")),
+                Err(e) => Err(Error::internal("the evaluation service failed").with_source(e)),
+            },
+        };
+        if let Some(task) = self.preparing.take() {
+            task.abort();
+        }
+        match outcome {
+            Ok(()) => self.close().await,
+            Err(error) => {
+                // A server that shuts down waits for this session for ever: let it go at once.
+                self.session.abort();
+                Err(error)
+            }
+        }
+    }
+
+    async fn serve(&mut self, shutdown: &CancellationToken) -> Result<()> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            let receive = self.wants_input();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                done = join(&mut self.applying), if self.applying.is_some() => self.applied(done?).await?,
+                result = self.dataflow.next(), if !self.flights.is_empty() => self.completed(result?)?,
+                event = self.events.recv() => self.prepared(event).await?,
+                _ = ticks.tick() => self.tick().await?,
+                event = self.session.next(), if receive => {
+                    let mut event = event?;
+                    // Take what is there already before turning to anything else.
+                    for _ in 0..2_000 {
+                        self.receive(event)?;
+                        if !self.wants_input() {
+                            break;
+                        }
+                        match futures_util::FutureExt::now_or_never(self.session.next()) {
+                            Some(next) => event = next?,
+                            None => break,
+                        }
+                    }
+                }
+            }
+            self.pump()?;
+        }
+    }
+
+    /// Backpressure: what waits in memory is bounded, the rest waits in the WAL.
+    fn wants_input(&self) -> bool {
+        let limit = usize::try_from(self.options.memory_limit / 8).unwrap_or(usize::MAX);
+        let loading = self.barriers.iter().any(|b| b.reply.is_none() && !b.assigned.is_empty());
+        self.queue_bytes < limit
+            && self.sources.held_bytes() < limit
+            && !(loading && self.queue.len() > 100_000)
+    }
+
+    fn receive(&mut self, event: StreamEvent) -> Result<()> {
+        match event {
+            StreamEvent::Begin { commit_lsn, xid, commit_time } => {
+                self.skipping = commit_lsn < self.start;
+                self.assembler.begin(commit_lsn, xid, commit_time)
+            }
+            StreamEvent::Change(bytes) => match self.assembler.change(&bytes)? {
+                Some(Assembled::Relation { relation, observed: Observed::Changed(_) })
+                    if self.sources.layout(relation).is_some() && !self.skipping =>
+                {
+                    Err(Error::new(ErrorKind::Identity, "a source changed its shape"))
+                }
+                _ => Ok(()),
+            },
+            StreamEvent::Commit { commit_lsn, end_lsn, commit_time } => {
+                let transaction = self.assembler.commit(commit_lsn, end_lsn, commit_time)?;
+                self.received = self.received.max(end_lsn);
+                if end_lsn > self.start {
+                    let xid = widen_xid(transaction.xid, self.near);
+                    self.queue_bytes += transaction.bytes;
+                    self.queue.push_back(Queued { transaction, xid });
+                }
+                Ok(())
+            }
+            StreamEvent::Message { transactional: false, content, prefix, .. }
+                if prefix.as_bytes() == super::requests::PREFIX =>
+            {
+                self.requested(&content);
+                Ok(())
+            }
+            StreamEvent::Message { .. } => Ok(()),
+            StreamEvent::Position { lsn, server_time: at } => {
+                if !self.assembler.in_transaction() {
+                    self.received = self.received.max(lsn);
+                    self.server_time = server_time(at);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What a preparation reports.
+    async fn prepared(&mut self, event: Option<prepare::Event>) -> Result<()> {
+        match event {
+            None => Err(Error::internal("the preparation channel closed")),
+            Some(prepare::Event::Register { specs, reply }) => self.register(specs, reply),
+            Some(prepare::Event::Snapshot { instances, snapshot }) => {
+                self.near = self.near.max(snapshot.xmax);
+                self.sources.snapshot(&instances, &snapshot);
+                Ok(())
+            }
+            Some(prepare::Event::Loaded { instances, until, fingerprints }) => {
+                self.sources.loaded(&instances, until, &mut self.carry);
+                self.fingerprints.extend(fingerprints);
+                Ok(())
+            }
+            Some(prepare::Event::Ready(prepared)) => {
+                self.ready(*prepared);
+                Ok(())
+            }
+            Some(prepare::Event::Full { row }) => {
+                self.becomes_full(row);
+                Ok(())
+            }
+            Some(prepare::Event::Failed { row, error }) => self.fail(row.view, error).await,
+            Some(prepare::Event::Recomputed { view, outcome }) => self.recomputed(view, outcome).await,
+            Some(prepare::Event::Done(outcome)) => {
+                self.preparing = None;
+                self.drop_unused()?;
+                outcome
+            }
+        }
+    }
+
+    fn register(&mut self, specs: Vec<SourceSpec>, reply: oneshot::Sender<Vec<Assigned>>) -> Result<()> {
+        let mut assigned = Vec::new();
+        for spec in specs {
+            let place = self.sources.require(&spec);
+            if place.fresh {
+                let identity = place.spec.identity;
+                self.dataflow
+                    .send(crate::dataflow::Command::AddSource { instance: place.instance, identity })?;
+                if let Some(layout) = self.sources.layout(spec.oid) {
+                    self.assembler.register(spec.oid, layout.wanted());
+                }
+            }
+            assigned.push(place);
+        }
+        self.barriers.push(Barrier { assigned, reply: Some(reply), received: self.received });
+        Ok(())
+    }
+
+    /// Ends cleanly: the apply in flight, and what was computed already; then the last acknowledgement.
+    async fn close(mut self) -> Result<()> {
+        let finish = async {
+            while self.applying.is_some() {
+                let done = join(&mut self.applying).await?;
+                self.applied(done).await?;
+            }
+            if let Some(writer) = &mut self.writer {
+                let progress = Progress { frontier: self.frontier, data_time: None, xids: Vec::new() };
+                writer.apply(&progress, &[], &[], true).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        match tokio::time::timeout(DRAIN, finish).await {
+            Ok(outcome) => outcome?,
+            Err(_) => {
+                tracing::warn!("the last apply did not end in time; it is done again at the next start")
+            }
+        }
+        self.session.close(self.frontier, Duration::from_secs(3)).await;
+        Ok(())
+    }
+}
+
+/// The end of the running apply; for ever if there is none. `Err`: the task itself failed, so nothing is known about
+/// its transaction and the pipeline starts anew from the catalog.
+async fn join(applying: &mut Option<Applying>) -> Result<(Writer, Result<Applied>)> {
+    match applying {
+        Some(running) => {
+            (&mut running.task).await.map_err(|e| Error::internal("the apply task failed").with_source(e))
+        }
+        None => std::future::pending().await,
+    }
+}

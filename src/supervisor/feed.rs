@@ -1,0 +1,247 @@
+//! From queued transactions to epochs, from epoch results to applies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use differential_dataflow::consolidation::consolidate;
+
+use super::engine::{Applying, Engine, Queued, server_time};
+use super::sources::Feed;
+use super::views::{Installed, State};
+use crate::apply::reconcile::difference;
+use crate::apply::writer::Note;
+use crate::apply::{Applied, Batch, Progress, Writer};
+use crate::dataflow::{Command, Epoch, EpochResult};
+use crate::error::{Error, Result};
+use crate::plan::ViewId;
+use crate::row::Row;
+
+/// Bytes of decoded changes in one epoch: bounds the memory that deltas take.
+const EPOCH_BYTES: usize = 64 << 20;
+/// Transactions in one epoch.
+const EPOCH_TRANSACTIONS: usize = 20_000;
+
+/// An epoch in the dataflow.
+pub(super) struct Flight {
+    pub epoch: Epoch,
+    pub progress: Progress,
+    pub installs: Vec<ViewId>,
+}
+
+/// Completed epochs that wait for the writer.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub progress: Progress,
+    pub deltas: BTreeMap<ViewId, Vec<(Row, i64)>>,
+    pub installs: Vec<ViewId>,
+}
+
+impl Engine {
+    /// Moves everything on that can move.
+    pub fn pump(&mut self) -> Result<()> {
+        if self.flights.is_empty() {
+            self.feed()?;
+        }
+        if self.applying.is_none() && self.pending.is_some() {
+            self.start_apply();
+        }
+        self.open_barriers();
+        Ok(())
+    }
+
+    /// Feeds the next epoch, if there is anything to feed.
+    fn feed(&mut self) -> Result<()> {
+        let mut feed: Feed = std::mem::take(&mut self.carry);
+        let (mut bytes, mut transactions) = (0, 0);
+        let mut progress = Progress { frontier: self.fed, data_time: None, xids: Vec::new() };
+        while bytes < EPOCH_BYTES && transactions < EPOCH_TRANSACTIONS {
+            let Some(Queued { transaction, xid }) = self.queue.pop_front() else { break };
+            self.queue_bytes -= transaction.bytes;
+            bytes += transaction.bytes;
+            transactions += 1;
+            progress.xids.push(xid);
+            progress.frontier = transaction.end_lsn;
+            progress.data_time = server_time(transaction.commit_time);
+            self.sources.feed(transaction, xid, &mut feed)?;
+        }
+        if self.queue.is_empty() && !self.assembler.in_transaction() {
+            progress.frontier = progress.frontier.max(self.received);
+            progress.data_time = progress.data_time.max(self.server_time);
+        }
+        self.sources.passed(progress.frontier);
+        let installs = self.installable();
+        self.fed = self.fed.max(progress.frontier);
+        if feed.is_empty() && transactions == 0 && installs.is_empty() {
+            return Ok(());
+        }
+        for view in &installs {
+            self.install(*view)?;
+        }
+        self.dataflow.send(Command::Step { epoch: self.epoch, changes: feed })?;
+        self.flights.push_back(Flight { epoch: self.epoch, progress, installs });
+        self.epoch += 1;
+        Ok(())
+    }
+
+    /// Prepared stream tables whose sources are live and whose upstreams are installed, in an order in which each
+    /// follows its upstreams.
+    fn installable(&self) -> Vec<ViewId> {
+        let mut found: Vec<ViewId> = Vec::new();
+        loop {
+            let next = self.views.0.iter().find(|(id, view)| {
+                let State::Waiting(prepared) = &view.state else { return false };
+                !found.contains(id)
+                    && prepared.bindings.values().all(|b| self.sources.is_live(b.instance))
+                    && prepared
+                        .plan
+                        .upstreams
+                        .iter()
+                        .all(|u| found.contains(u) || self.views.installed(*u).is_some())
+            });
+            match next {
+                Some((id, _)) => found.push(*id),
+                None => return found,
+            }
+        }
+    }
+
+    fn install(&mut self, id: ViewId) -> Result<()> {
+        let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
+        let state = std::mem::replace(&mut view.state, State::Preparing);
+        let State::Waiting(prepared) = state else {
+            view.state = state;
+            return Ok(());
+        };
+        let instances = prepared.bindings.values().map(|b| b.instance).collect();
+        let installed =
+            Installed { form: prepared.form, instances, upstreams: prepared.plan.upstreams.clone() };
+        view.state =
+            State::Installing { installed, stored: Some(prepared.stored), refresh: prepared.refresh };
+        let rel = Arc::new(prepared.plan.rel);
+        self.dataflow.send(Command::AddView { view: id, rel, bindings: prepared.bindings })
+    }
+
+    /// An epoch is through the dataflow.
+    pub fn completed(&mut self, result: EpochResult) -> Result<()> {
+        if let Some(fault) = result.faults.first() {
+            return Err(Error::internal(format!("the stream contradicts what is held: {fault}"))
+                .with_hint("all sources are read again"));
+        }
+        let Some(flight) = self.flights.pop_front() else {
+            return Err(Error::internal("an epoch completed that was not fed"));
+        };
+        if flight.epoch != result.epoch {
+            return Err(Error::internal("epochs completed out of order"));
+        }
+        self.watched.stats = result.stats;
+        let pending = self.pending.get_or_insert_with(Pending::default);
+        pending.progress.frontier = pending.progress.frontier.max(flight.progress.frontier);
+        pending.progress.data_time = pending.progress.data_time.max(flight.progress.data_time);
+        pending.progress.xids.extend(flight.progress.xids);
+        pending.installs.extend(flight.installs);
+        for delta in result.deltas {
+            let rows = pending.deltas.entry(delta.view).or_default();
+            rows.extend(delta.rows);
+            if rows.len() > 1 {
+                consolidate(rows);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is computed. What can't become a batch (an error value, a broken key) takes its view out.
+    fn start_apply(&mut self) {
+        let Some(mut writer) = self.writer.take() else { return };
+        let Some(pending) = self.pending.take() else { return };
+        let (mut batches, mut notes, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        let mut deltas = pending.deltas;
+        for id in &pending.installs {
+            let Some(view) = self.views.0.get_mut(id) else { continue };
+            let State::Installing { stored, refresh, .. } = &mut view.state else { continue };
+            let answer = deltas.remove(id).unwrap_or_default();
+            deltas.insert(*id, difference(answer, stored.take().unwrap_or_default()));
+            notes.push(Note::Installed { view: *id, refresh: *refresh });
+        }
+        for (id, delta) in deltas {
+            let Some(installed) = self.views.installed(id) else { continue };
+            match Batch::new(&installed.form, &delta) {
+                Ok(batch) if batch.is_empty() && !pending.installs.contains(&id) => {}
+                Ok(batch) => batches.push((id, batch)),
+                Err(e) => broken.push((id, e)),
+            }
+        }
+        // A view that can't be written takes those with it that read it: they show what their upstream stores.
+        let mut out: Vec<ViewId> = broken.iter().map(|(id, _)| *id).collect();
+        for (id, _) in &broken {
+            out.extend(self.views.downstream(*id));
+        }
+        batches.retain(|(id, batch)| !out.contains(id) && !batch.is_empty());
+        notes.retain(|Note::Installed { view, .. }| !out.contains(view));
+        let progress = pending.progress;
+        let installed: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
+        let step = progress.clone();
+        let task = tokio::spawn(async move {
+            let mut outcome = writer.apply(&step, &batches, &notes, false).await;
+            if let Ok(applied) = &mut outcome {
+                applied.failed.extend(broken);
+            }
+            (writer, outcome)
+        });
+        self.applying = Some(Applying { task, progress, installed });
+    }
+
+    /// An apply has ended.
+    pub async fn applied(&mut self, (writer, outcome): (Writer, Result<Applied>)) -> Result<()> {
+        self.writer = Some(writer);
+        let Some(Applying { progress, installed, .. }) = self.applying.take() else { return Ok(()) };
+        let applied = outcome.map_err(|e| e.during("writing stream tables"))?;
+        let before = self.frontier;
+        self.frontier = self.frontier.max(progress.frontier);
+        self.near = progress.xids.iter().copied().fold(self.near, u64::max);
+        self.session.acknowledge(self.frontier);
+        self.watched.last_write = Some(Instant::now());
+        self.watched.applies += 1;
+        for id in installed {
+            if !applied.failed.iter().any(|(failed, _)| *failed == id) {
+                let drift = applied.written.get(&id).copied().unwrap_or_default();
+                self.activated(id, drift);
+            }
+        }
+        for (id, error) in applied.failed {
+            self.take_out(id, error, before).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets preparations go on once everything received before their registration is durable.
+    fn open_barriers(&mut self) {
+        let quiet = self.queue.is_empty()
+            && self.flights.is_empty()
+            && self.pending.is_none()
+            && self.applying.is_none()
+            && !self.assembler.in_transaction();
+        let frontier = self.frontier;
+        self.barriers.retain_mut(|barrier| {
+            if !quiet && frontier < barrier.received {
+                return true;
+            }
+            if let Some(reply) = barrier.reply.take() {
+                // A preparation that was given up does not listen any more.
+                let _ = reply.send(std::mem::take(&mut barrier.assigned));
+            }
+            false
+        });
+    }
+
+    /// Writes the frontier without any delta: on an idle database, and for those who wait for it.
+    pub fn write_frontier(&mut self) {
+        let idle = self.queue.is_empty() && self.flights.is_empty() && !self.assembler.in_transaction();
+        if !idle || self.pending.is_some() || self.applying.is_some() {
+            return;
+        }
+        let progress = Progress { frontier: self.received, data_time: self.server_time, xids: Vec::new() };
+        self.fed = self.fed.max(self.received);
+        self.pending = Some(Pending { progress, ..Pending::default() });
+    }
+}

@@ -1,0 +1,97 @@
+//! One writer per pipeline (D14): a session advisory lock, and a generation number in every apply.
+
+use tokio_postgres::Client;
+
+use crate::catalog::store::{self, Identity, PipelineRow};
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::sessions::error;
+use crate::replication::PipelineNames;
+
+/// `classid` of the advisory lock; `objid` is `hashtext(pipeline)`. The SQL functions look it up in `pg_locks`.
+pub const LEASE_CLASS: i32 = 1_346_852_939;
+
+/// The pipeline is ours as long as the session that took the lock lives.
+pub struct Lease {
+    pub identity: Identity,
+    pub names: PipelineNames,
+    pub generation: i64,
+    /// What was stored before we took over.
+    pub before: PipelineRow,
+}
+
+/// Checks the server and takes the pipeline over on `control`.
+///
+/// Errors: `ServerSetup` (standby, wal_level, encoding), `LeaseHeld` (a second sidecar), `SchemaVersion` (no schema).
+pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
+    let identity = store::identity(control).await?;
+    check_server(&identity)?;
+    let installed = control
+        .query_one("select pg_catalog.to_regclass('pgtrickle.pgt_pipelines') is not null", &[])
+        .await
+        .map_err(error)?;
+    if !installed.get::<_, bool>(0) {
+        return Err(Error::new(
+            ErrorKind::SchemaVersion,
+            "the pgtrickle schema is not installed in this database",
+        )
+        .with_hint("run `pgtrickle init` once, as a superuser or the owner of the database"));
+    }
+    const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))";
+    if !control.query_one(LOCK, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?.get::<_, bool>(0) {
+        return Err(held(control, pipeline).await?);
+    }
+    let before = store::pipeline(control, pipeline).await?;
+    let names = PipelineNames::new(identity.database_oid, &before.install_id, pipeline)?;
+    let sidecar = format!("{}:{} {}", hostname(), std::process::id(), env!("CARGO_PKG_VERSION"));
+    let generation = store::take_over(control, pipeline, &identity, &names, &sidecar).await?;
+    Ok(Lease { identity, names, generation, before })
+}
+
+fn check_server(identity: &Identity) -> Result<()> {
+    let refuse = |context: &str, hint: &str| Err(Error::new(ErrorKind::ServerSetup, context).with_hint(hint));
+    if identity.in_recovery {
+        return refuse(
+            "the server is a standby",
+            "connect to the primary, or list both hosts with target_session_attrs=read-write",
+        );
+    }
+    if identity.wal_level != "logical" {
+        let context = format!("wal_level is {}, logical is needed", identity.wal_level);
+        return refuse(
+            &context,
+            "set wal_level = logical in postgresql.conf (on managed services: logical replication) and restart the server",
+        );
+    }
+    if !(14..=18).contains(&identity.major) {
+        let context = format!("PostgreSQL {} is not supported", identity.major);
+        return refuse(&context, "use PostgreSQL 14 to 18");
+    }
+    if identity.encoding == "SQL_ASCII" {
+        return refuse(
+            "the database's encoding is SQL_ASCII",
+            "its text can't be read as UTF-8: use a database with a real encoding",
+        );
+    }
+    Ok(())
+}
+
+async fn held(control: &Client, pipeline: &str) -> Result<Error> {
+    const HOLDER: &str = "select a.pid, a.application_name, a.client_addr::text from pg_catalog.pg_locks l
+        join pg_catalog.pg_stat_activity a on a.pid = l.pid
+        where l.locktype = 'advisory' and l.classid::bigint = $1::int::bigint and l.granted
+          and l.objid::bigint = (pg_catalog.hashtext($2)::bigint & 4294967295)";
+    let row = control.query_opt(HOLDER, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?;
+    let who = row.map_or_else(String::new, |r| {
+        let (pid, address): (i32, Option<String>) = (r.get(0), r.get(2));
+        format!(" (pid {pid} from {})", address.unwrap_or_else(|| "a local socket".to_owned()))
+    });
+    Ok(Error::new(ErrorKind::LeaseHeld, format!("another sidecar serves the pipeline {pipeline}{who}"))
+        .with_hint("run one sidecar per pipeline, or wait: a second one takes over once the first has ended"))
+}
+
+fn hostname() -> String {
+    std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map_or_else(|| "unknown".to_owned(), |h| h.trim().to_owned())
+}

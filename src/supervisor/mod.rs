@@ -1,0 +1,77 @@
+//! Keeping a pipeline running: lease, start, loop, restart.
+//!
+//! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
+//! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
+
+mod engine;
+mod feed;
+mod full;
+mod lease;
+mod prepare;
+mod requests;
+mod sources;
+mod start;
+mod views;
+mod watch;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Directive, Error, ErrorKind, Result};
+use crate::postgres::sessions::Target;
+
+/// What a sidecar needs to know.
+#[derive(Clone)]
+pub struct RunOptions {
+    pub target: Target,
+    pub pipeline: String,
+    pub workers: usize,
+    /// Bytes that rows and operator state may take.
+    pub memory_limit: u64,
+}
+
+/// How long a run must last to count as a success that resets the backoff.
+const STABLE: Duration = Duration::from_secs(60);
+/// Longest pause between two attempts.
+const LONGEST: Duration = Duration::from_secs(15);
+
+/// Serves the pipeline until `shutdown`. Returns early only with an error that an operator has to act on.
+pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()> {
+    let mut pause = Duration::from_millis(100);
+    let mut reason = "the sidecar started".to_owned();
+    let mut served = false;
+    loop {
+        let started = tokio::time::Instant::now();
+        let error = match start::serve(&options, &reason, &shutdown, &mut served).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if started.elapsed() > STABLE {
+            pause = Duration::from_millis(100);
+        }
+        if let Some(fatal) = verdict(&error, served) {
+            return Err(fatal.unwrap_or(error));
+        }
+        tracing::warn!(error = %error, hint = error.hint(), again_in_ms = pause.as_millis() as u64, "starting again");
+        reason = error.to_string();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.
+///
+/// Before it has served for the first time a wrong setup or address is reported at once; later a server that is away
+/// comes back.
+fn verdict(error: &Error, served: bool) -> Option<Option<Error>> {
+    match (error.kind().directive(), error.kind()) {
+        (_, ErrorKind::Connection) if !served => Some(None),
+        (Directive::Stop, ErrorKind::LeaseHeld) if served => None,
+        (Directive::Stop, _) => Some(None),
+        _ => None,
+    }
+}

@@ -1,0 +1,92 @@
+//! What SQL functions ask the live sidecar (D12), by logical messages with the prefix `pgtrickle`.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::analyzer::facts::StreamTable;
+use crate::analyzer::{TreeSource, analyze};
+use crate::catalog::store;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::ViewId;
+
+/// Prefix of the messages.
+pub const PREFIX: &[u8] = b"pgtrickle";
+
+/// A request, as the SQL side writes it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Request {
+    pub request: i64,
+    pub kind: String,
+    #[serde(default)]
+    pub role: Option<String>,
+    #[serde(default)]
+    pub pgt_id: Option<ViewId>,
+    /// The query with all names qualified (`pg_get_viewdef` under an empty search_path).
+    #[serde(default)]
+    pub query: Option<String>,
+    #[serde(default)]
+    pub columns: Vec<String>,
+    #[serde(default)]
+    pub mode: Option<String>,
+}
+
+/// Reads a message's content. Anybody may write such messages: what does not parse is ignored.
+pub fn parse(content: &[u8]) -> Option<Request> {
+    serde_json::from_slice(content).ok()
+}
+
+/// Plans the query of a stream table that is being created and stores the answer.
+pub async fn answer_analysis(
+    client: &mut Client,
+    request: &Request,
+    stream_tables: &HashMap<u32, StreamTable>,
+) -> Result<()> {
+    let answer = match analysis(client, request, stream_tables).await {
+        Ok(answer) => answer,
+        Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+        Err(e) => refusal(&e),
+    };
+    store::answer(client, request.request, &answer, request.role.as_deref()).await
+}
+
+async fn analysis(
+    client: &mut Client,
+    request: &Request,
+    stream_tables: &HashMap<u32, StreamTable>,
+) -> Result<Value> {
+    let query =
+        request.query.as_deref().ok_or_else(|| Error::internal("an analysis request without a query"))?;
+    let source = TreeSource::Text { query, columns: &request.columns };
+    let analysis = analyze(client, source, stream_tables).await?;
+    let sources: Vec<Value> = analysis
+        .sources
+        .iter()
+        .map(|s| {
+            let name = |a: &i16| s.columns.iter().find(|c| c.attnum == *a).map(|c| c.name.clone());
+            let columns: Vec<String> = s.attributes.iter().filter_map(name).collect();
+            json!({"relation": format!("{}.{}", s.schema, s.name), "type": "TABLE", "columns": columns})
+        })
+        .collect();
+    let full = |reason: &str| json!({"ok": true, "mode": "FULL", "reason": reason, "hint": null, "key": null, "notices": [], "sources": sources});
+    Ok(match (&analysis.plan, request.mode.as_deref()) {
+        (_, Some("FULL")) => full("asked for at creation"),
+        (Ok(plan), _) => {
+            let name = |i: &usize| plan.columns.get(*i).map(|c| c.name.clone());
+            let key: Option<Vec<String>> = plan.key.as_ref().and_then(|k| k.iter().map(name).collect());
+            json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
+                   "notices": plan.notices, "sources": sources})
+        }
+        (Err(refused), Some("DIFFERENTIAL")) => refusal(&refused.clone().into()),
+        (Err(refused), _) => full(&refused.reason),
+    })
+}
+
+/// An object that the caller's own transaction made can't be seen from here: the decision falls after the commit.
+fn refusal(e: &Error) -> Value {
+    let unseen = matches!(e.sqlstate(), Some("42P01" | "42704" | "42883" | "3F000"));
+    let state = if unseen { "P0T01" } else { e.sqlstate().unwrap_or("XX000") };
+    json!({"ok": false, "sqlstate": state, "message": e.context(), "hint": e.hint()})
+}

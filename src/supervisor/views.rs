@@ -1,0 +1,113 @@
+//! The stream tables of a pipeline as the loop sees them.
+//!
+//! ```text
+//!  catalog row ─▶ preparing ─▶ waiting ─▶ installing ─▶ active
+//!                    │  ▲         (sources live)          │
+//!                    ▼  └── again at ──── failed ◀────────┘
+//!                   full            (backoff, or resumed)
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::prepare::Prepared;
+use crate::apply::TableForm;
+use crate::apply::reconcile::Bag;
+use crate::catalog::store::StreamTableRow;
+use crate::dataflow::InstanceId;
+use crate::plan::ViewId;
+
+/// After this many failures in a row a stream table waits for somebody to resume it.
+pub const SUSPEND_AFTER: i32 = 3;
+
+pub struct View {
+    pub row: StreamTableRow,
+    pub state: State,
+}
+
+pub enum State {
+    /// In the preparation that runs now.
+    Preparing,
+    /// Prepared; waits for its sources (and upstreams).
+    Waiting(Box<Prepared>),
+    /// In the dataflow; its whole answer comes with an epoch that is not applied yet.
+    Installing {
+        installed: Installed,
+        stored: Option<Bag>,
+        refresh: Option<i64>,
+    },
+    Active(Installed),
+    /// Recomputed by PostgreSQL.
+    Full {
+        due: Instant,
+        running: bool,
+    },
+    /// Taken out; prepared again at `again` (`None`: not before it is resumed or altered).
+    Failed {
+        again: Option<Instant>,
+    },
+}
+
+/// A view of the dataflow.
+pub struct Installed {
+    pub form: TableForm,
+    pub instances: Vec<InstanceId>,
+    pub upstreams: Vec<ViewId>,
+}
+
+#[derive(Default)]
+pub struct Views(pub BTreeMap<ViewId, View>);
+
+impl Views {
+    pub fn installed(&self, view: ViewId) -> Option<&Installed> {
+        match &self.0.get(&view)?.state {
+            State::Active(installed) | State::Installing { installed, .. } => Some(installed),
+            _ => None,
+        }
+    }
+
+    /// Views that read `view` through the dataflow, and those that read them.
+    pub fn downstream(&self, view: ViewId) -> Vec<ViewId> {
+        let mut found = vec![view];
+        let mut next = 0;
+        while let Some(&upstream) = found.get(next) {
+            next += 1;
+            for id in self.0.keys() {
+                let reads = self.installed(*id).is_some_and(|i| i.upstreams.contains(&upstream));
+                if reads && !found.contains(id) {
+                    found.push(*id);
+                }
+            }
+        }
+        found.remove(0);
+        found
+    }
+
+    /// Views that are (or will soon be) maintained through the dataflow.
+    pub fn incremental(&self) -> Vec<ViewId> {
+        let through =
+            |s: &State| matches!(s, State::Waiting(_) | State::Installing { .. } | State::Active(_));
+        self.0.iter().filter(|(_, v)| through(&v.state)).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether any view reads an instance.
+    pub fn uses(&self, instance: InstanceId) -> bool {
+        self.0.values().any(|v| match &v.state {
+            State::Waiting(p) => p.bindings.values().any(|b| b.instance == instance),
+            State::Installing { installed, .. } | State::Active(installed) => {
+                installed.instances.contains(&instance)
+            }
+            _ => false,
+        })
+    }
+
+    pub fn all_rows(&self) -> Vec<StreamTableRow> {
+        self.0.values().map(|v| v.row.clone()).collect()
+    }
+}
+
+/// When a failed stream table is tried again.
+pub fn retry_at(errors: i32) -> Option<Instant> {
+    let exponent = errors.clamp(0, 6) as u32;
+    (errors < SUSPEND_AFTER).then(|| Instant::now() + Duration::from_secs(1 << exponent))
+}

@@ -1,0 +1,345 @@
+//! What the loop looks at regularly: the catalog, requests, fingerprints, its own pulse.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::PgLsn;
+
+use super::engine::Engine;
+use super::prepare;
+use super::requests::{self, Request};
+use super::views::{State, View, retry_at};
+use crate::apply::history::Written;
+use crate::capture::{fingerprint, publication};
+use crate::catalog::store::{self, StreamTableRow};
+use crate::dataflow::{Command, DataflowStats};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::ViewId;
+use crate::postgres::sessions::{Purpose, error};
+
+const CATALOG: Duration = Duration::from_millis(200);
+const FINGERPRINTS: Duration = Duration::from_secs(1);
+/// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
+const PULSE: Duration = Duration::from_secs(10);
+const ANSWERS: Duration = Duration::from_secs(60);
+
+/// When what was done last, and what somebody waits for.
+#[derive(Default)]
+pub(super) struct Watched {
+    catalog: Option<Instant>,
+    fingerprints: Option<Instant>,
+    answers: Option<Instant>,
+    pub last_write: Option<Instant>,
+    requests: Option<i64>,
+    /// Somebody waits until the frontier has passed this position.
+    pub flush_target: u64,
+    pub stats: DataflowStats,
+    pub applies: u64,
+    /// Who waits for a recomputation: request and role.
+    pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
+    /// Sources were let go: the publication can shrink.
+    shrink: bool,
+    known: bool,
+}
+
+fn due(last: &mut Option<Instant>, every: Duration) -> bool {
+    let now = Instant::now();
+    let due = last.is_none_or(|at| now.duration_since(at) >= every);
+    if due {
+        *last = Some(now);
+    }
+    due
+}
+
+impl Engine {
+    /// One turn of the clock.
+    pub async fn tick(&mut self) -> Result<()> {
+        if self.session.is_silent() {
+            return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
+        }
+        self.look_for_requests().await?;
+        if due(&mut self.watched.catalog, CATALOG) {
+            self.look_at_catalog().await?;
+            self.recompute_due();
+            self.prepare_due()?;
+        }
+        if due(&mut self.watched.fingerprints, FINGERPRINTS) && self.preparing.is_none() {
+            self.compare_fingerprints().await?;
+        }
+        if due(&mut self.watched.answers, ANSWERS) {
+            store::forget_answers(&self.control).await?;
+        }
+        let waited_for =
+            self.frontier < self.watched.flush_target && self.received >= self.watched.flush_target;
+        let pulse =
+            self.watched.last_write.is_none_or(|at| at.elapsed() >= PULSE) && self.received > self.frontier;
+        if waited_for || pulse {
+            self.write_frontier();
+        }
+        Ok(())
+    }
+
+    /// A caller raises the sequence, which is visible at once; its message and its commit position may not be flushed.
+    async fn look_for_requests(&mut self) -> Result<()> {
+        const SQL: &str =
+            "select last_value, pg_catalog.pg_current_wal_insert_lsn() from pgtrickle.request_seq";
+        let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
+        let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
+        if self.watched.requests.replace(last).is_some_and(|before| before != last) {
+            self.watched.flush_target = self.watched.flush_target.max(position.into());
+            prepare::force_flush(&self.control, &self.options.pipeline).await?;
+        }
+        Ok(())
+    }
+
+    /// A request has come through the stream.
+    pub fn requested(&mut self, content: &[u8]) {
+        let Some(request) = requests::parse(content) else { return };
+        match request.kind.as_str() {
+            "analyze" => self.analyze(request),
+            "refresh" => self.refresh_requested(&request),
+            _ => {}
+        }
+    }
+
+    fn analyze(&self, request: Request) {
+        let target = self.options.target.clone();
+        let incremental = self.views.incremental();
+        let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
+        tokio::spawn(async move {
+            let answer = async {
+                let mut client = target.connect(Purpose::Analyze).await?;
+                requests::answer_analysis(&mut client, &request, &sources).await
+            };
+            if let Err(e) = answer.await {
+                // The caller decides by its timeout.
+                tracing::warn!(error = %e, request = request.request, "a request could not be answered");
+            }
+        });
+    }
+
+    async fn look_at_catalog(&mut self) -> Result<()> {
+        let rows = store::stream_tables(&self.control, &self.options.pipeline).await?;
+        let gone: Vec<ViewId> =
+            self.views.0.keys().filter(|id| !rows.iter().any(|r| r.view == **id)).copied().collect();
+        for id in gone {
+            let name = self.views.0.get(&id).map(|v| v.row.qualified()).unwrap_or_default();
+            self.remove(id)?;
+            self.views.0.remove(&id);
+            tracing::info!(stream_table = %name, "dropped");
+        }
+        for row in rows {
+            self.look_at(row).await?;
+        }
+        self.watched.known = true;
+        self.announce();
+        Ok(())
+    }
+
+    async fn look_at(&mut self, row: StreamTableRow) -> Result<()> {
+        let Some(view) = self.views.0.get_mut(&row.view) else {
+            let again = (!row.is_suspended()).then(Instant::now);
+            self.views.0.insert(row.view, View { row, state: State::Failed { again } });
+            return Ok(());
+        };
+        let altered = view.row.version != row.version;
+        let resumed = view.row.is_suspended() && !row.is_suspended();
+        let suspended = !view.row.is_suspended() && row.is_suspended();
+        let dropped = view.row.relation.is_some() && row.relation.is_none();
+        let id = row.view;
+        let preparing = matches!(view.state, State::Preparing | State::Waiting(_) | State::Installing { .. });
+        if (altered || resumed) && preparing {
+            return Ok(()); // Seen again once it has settled: the old row is kept until then.
+        }
+        view.row = row;
+        if suspended {
+            let was_active = matches!(view.state, State::Active(_));
+            self.remove(id)?;
+            self.set_failed(id, None);
+            if was_active {
+                const SQL: &str = "update pgtrickle.pgt_stream_tables s set frontier = $2, data_timestamp =
+                    (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline) where pgt_id = $1";
+                self.control.execute(SQL, &[&id, &PgLsn::from(self.frontier)]).await.map_err(error)?;
+            }
+        } else if altered || resumed || dropped {
+            self.remove(id)?;
+            self.set_failed(id, Some(Instant::now()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_failed(&mut self, id: ViewId, again: Option<Instant>) {
+        if let Some(view) = self.views.0.get_mut(&id) {
+            view.state = State::Failed { again };
+        }
+    }
+
+    /// Takes a view out of the dataflow, with those that read it (they are prepared again).
+    fn remove(&mut self, id: ViewId) -> Result<()> {
+        let downstream = self.views.downstream(id);
+        for view in std::iter::once(id).chain(downstream.iter().copied()) {
+            if self.views.installed(view).is_some() {
+                self.dataflow.send(Command::DropView { view })?;
+            }
+            if let Some(writer) = &mut self.writer {
+                writer.forget(view);
+            }
+            if let Some(pending) = &mut self.pending {
+                pending.deltas.remove(&view);
+                pending.installs.retain(|i| *i != view);
+            }
+        }
+        for view in downstream {
+            self.set_failed(view, Some(Instant::now()));
+        }
+        self.set_failed(id, None);
+        self.drop_unused()
+    }
+
+    /// A stream table can't be written or computed: it leaves, the others go on.
+    pub async fn take_out(&mut self, id: ViewId, e: Error, frontier: u64) -> Result<()> {
+        self.remove(id)?;
+        self.fail_at(id, e, Some(frontier)).await
+    }
+
+    pub async fn fail(&mut self, id: ViewId, e: Error) -> Result<()> {
+        self.fail_at(id, e, None).await
+    }
+
+    async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
+        let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
+        view.row.errors += 1;
+        let again = retry_at(view.row.errors);
+        let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
+        view.row.status = status.to_owned();
+        view.state = State::Failed { again };
+        let name = view.row.qualified();
+        tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
+        store::fail(&self.control, id, status, &e, frontier).await?;
+        self.announce();
+        Ok(())
+    }
+
+    /// A prepared stream table waits for its sources.
+    pub fn ready(&mut self, prepared: prepare::Prepared) {
+        if let Some(view) = self.views.0.get_mut(&prepared.row.view) {
+            if matches!(view.state, State::Preparing) {
+                view.state = State::Waiting(Box::new(prepared));
+            }
+        }
+    }
+
+    /// A stream table is up to date and is kept so from now on.
+    pub fn activated(&mut self, id: ViewId, drift: Written) {
+        let Some(view) = self.views.0.get_mut(&id) else { return };
+        let state = std::mem::replace(&mut view.state, State::Preparing);
+        view.state = match state {
+            State::Installing { installed, .. } => State::Active(installed),
+            other => other,
+        };
+        view.row.errors = 0;
+        view.row.status = "ACTIVE".to_owned();
+        tracing::info!(
+            stream_table = %view.row.qualified(),
+            inserted = drift.inserted,
+            updated = drift.updated,
+            deleted = drift.deleted,
+            "reconciled and live"
+        );
+        self.announce();
+    }
+
+    /// Says `ready` once, when every stream table has found its place.
+    fn announce(&mut self) {
+        let settled = |s: &State| {
+            matches!(s, State::Active(_) | State::Full { .. })
+                || matches!(s, State::Failed { again } if again.is_none_or(|at| at > Instant::now()))
+        };
+        if !self.announced && self.watched.known && self.views.0.values().all(|v| settled(&v.state)) {
+            self.announced = true;
+            let count = |f: fn(&State) -> bool| self.views.0.values().filter(|v| f(&v.state)).count();
+            tracing::info!(
+                incremental = count(|s| matches!(s, State::Active(_))),
+                full = count(|s| matches!(s, State::Full { .. })),
+                failed = count(|s| matches!(s, State::Failed { .. })),
+                source_rows = self.watched.stats.source_rows,
+                source_mb = self.watched.stats.source_bytes >> 20,
+                "ready"
+            );
+        }
+    }
+
+    /// Starts a preparation for all stream tables that are due.
+    fn prepare_due(&mut self) -> Result<()> {
+        if self.preparing.is_some() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let is_due = |v: &View| matches!(v.state, State::Failed { again: Some(at) } if at <= now);
+        let rows: Vec<StreamTableRow> =
+            self.views.0.values().filter(|v| is_due(v)).map(|v| v.row.clone()).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let job = prepare::Job {
+            target: self.options.target.clone(),
+            publication: self.lease.names.publication().to_owned(),
+            pipeline: self.options.pipeline.clone(),
+            loader: self.dataflow.loader()?,
+            all: self.views.all_rows(),
+            incremental: self.views.incremental(),
+            reason: self.reason.clone(),
+            memory_limit: self.options.memory_limit,
+            events: self.events_sender.clone(),
+            rows,
+        };
+        for row in &job.rows {
+            if let Some(view) = self.views.0.get_mut(&row.view) {
+                view.state = State::Preparing;
+            }
+        }
+        self.preparing = Some(tokio::spawn(prepare::run(job)));
+        Ok(())
+    }
+
+    /// Lets go of sources that nothing reads.
+    pub fn drop_unused(&mut self) -> Result<()> {
+        if self.preparing.is_some() {
+            return Ok(());
+        }
+        for instance in self.sources.instances() {
+            if self.views.uses(instance) {
+                continue;
+            }
+            self.dataflow.send(Command::DropSource { instance })?;
+            if let Some(oid) = self.sources.release(instance) {
+                self.assembler.unregister(oid);
+                self.fingerprints.remove(&oid);
+                self.watched.shrink = true;
+            }
+        }
+        Ok(())
+    }
+
+    async fn compare_fingerprints(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.watched.shrink) {
+            let oids: Vec<u32> = self.sources.held().iter().map(|(oid, _)| *oid).collect();
+            publication::set_tables(&self.control, self.lease.names.publication(), &oids).await?;
+        }
+        let held: Vec<_> =
+            self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        let now = fingerprint::read(&self.control, &held).await?;
+        let published = publication::tables(&self.control, self.lease.names.publication()).await?;
+        for (oid, _) in &held {
+            let same = now.get(oid) == self.fingerprints.get(oid);
+            if !same || !published.contains(oid) {
+                let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
+                let what = if same { "left the publication" } else { "changed its shape" };
+                return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
+            }
+        }
+        Ok(())
+    }
+}
