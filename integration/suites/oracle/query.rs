@@ -243,11 +243,16 @@ impl Grammar<'_> {
                 0 => "count(*) > 1".to_owned(),
                 1 => "count(*) between 1 and 3".to_owned(),
                 2 => format!("count(distinct {}) > 1", self.groupable(&source.scope).sql),
-                _ => format!("max({}) is not null", self.extreme(&source.scope).sql),
+                _ => format!("min({}) < 5", self.number(&source.scope)),
             };
             tail += &format!(" having {condition}");
         }
         build("select ", list, &source, &tail)
+    }
+
+    /// An integer column, or a number.
+    fn number(&mut self, scope: &[Field]) -> String {
+        scope.iter().find(|f| f.ty.is_int()).map_or("3".to_owned(), |f| f.sql.clone())
     }
 
     fn extreme(&mut self, scope: &[Field]) -> Scalar {
@@ -264,6 +269,7 @@ impl Grammar<'_> {
         let numbers: Vec<&Field> =
             scope.iter().filter(|f| f.ty.is_int() || f.ty.is_numeric() || f.ty == Ty::Float8).collect();
         let exact = |sql: String, ty| Scalar { sql, ty, image: Image::Exact, join: false };
+        let mut suffix = "";
         let mut value = match self.rng.below(10) {
             0 => exact("count(*)".to_owned(), Ty::Int8),
             1 => exact(format!("count({})", scalar(self.rng, scope).sql), Ty::Int8),
@@ -273,10 +279,14 @@ impl Grammar<'_> {
                 let function = *self.rng.pick(&["min", "max"]);
                 let ty = if argument.ty == Ty::Varchar { Ty::Text } else { argument.ty };
                 let ty = if ty == Ty::Money { Ty::Numeric } else { ty };
-                Scalar {
-                    image: grouped(argument.clone()).image,
-                    ..exact(format!("{function}({})", argument.sql), ty)
+                let mut text = argument.sql.clone();
+                // Extremes of text are maintained bytewise; the result compares as all other text does.
+                if argument.ty.is_text() || argument.ty == Ty::Char {
+                    text = format!("({text}) collate \"C\"");
+                    suffix = " collate \"default\"";
                 }
+                let image = grouped(argument).image;
+                Scalar { image, ..exact(format!("{function}({text})"), ty) }
             }
             5 => {
                 let function = *self.rng.pick(&["bool_and", "bool_or"]);
@@ -304,6 +314,7 @@ impl Grammar<'_> {
         if self.rng.chance(20) {
             value.sql += &format!(" filter (where {})", condition(self.rng, scope));
         }
+        value.sql += suffix;
         value
     }
 
