@@ -4,7 +4,7 @@
 //! that define them, so that the answer at a commit can be asked for without the sidecar.
 
 use super::prng::Prng;
-use super::scalar::{Field, Image, Scalar, condition, of_type, plain, scalar};
+use super::scalar::{Field, Image, Scalar, condition, of_type, plain, residual, scalar};
 use super::types::Ty;
 
 /// Something that FROM can name.
@@ -157,7 +157,10 @@ impl Grammar<'_> {
             }
             4..=6 => {
                 if self.rng.chance(40) {
-                    on.push(condition(self.rng, &both));
+                    on.push(residual(self.rng, &both));
+                }
+                if self.rng.chance(20) {
+                    on.push(condition(self.rng, &fields));
                 }
                 source.from = format!("{} left join {item} on {}", source.from, on.join(" and "));
             }

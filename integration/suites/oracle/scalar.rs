@@ -190,3 +190,28 @@ fn simple(rng: &mut Prng, scope: &[Field]) -> String {
         _ => format!("{f} {operator} {}", field.ty.literal(rng)),
     }
 }
+
+/// A condition over both sides of a join, of values that are compared without the server's help: an outer join keeps no
+/// other.
+pub fn residual(rng: &mut Prng, scope: &[Field]) -> String {
+    let native = |f: &&Field| {
+        (f.ty.is_int() || f.ty.is_numeric() || f.ty == Ty::Date) && f.image != Image::Approximate
+    };
+    let fields: Vec<&Field> = scope.iter().filter(native).collect();
+    if fields.is_empty() {
+        return format!("{} is not null", scope[0].sql);
+    }
+    let left = (*rng.pick(&fields)).clone();
+    let operator = *rng.pick(&["<>", "<", "<=", ">", ">="]);
+    let others: Vec<&&Field> = fields.iter().filter(|o| o.ty.compares_with(left.ty)).collect();
+    let right = match rng.chance(70) {
+        true => rng.pick(&others).sql.clone(),
+        false => left.ty.literal(rng),
+    };
+    let first = format!("{} {operator} {right}", left.sql);
+    match rng.below(5) {
+        0 => format!("({first} or {} is null)", rng.pick(&fields).sql),
+        1 => format!("({first}) is not true"),
+        _ => first,
+    }
+}

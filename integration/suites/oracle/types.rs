@@ -93,7 +93,7 @@ impl Ty {
 
     /// `min` and `max` exist on all majors.
     pub fn has_extremes(self) -> bool {
-        !matches!(self, Ty::Bool | Ty::Uuid | Ty::Jsonb | Ty::Ints)
+        !matches!(self, Ty::Bool | Ty::Uuid | Ty::Mood | Ty::Jsonb | Ty::Ints)
     }
 
     /// Equality without a cast.
