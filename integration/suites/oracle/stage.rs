@@ -7,6 +7,7 @@ use super::query::{Grammar, Query, Relation};
 use super::scalar::{Field, Image};
 use super::schema::{Role, Table, ddl, tables};
 use super::transactions::Planner;
+use super::types::Ty;
 
 /// A stream table to be made.
 #[derive(Debug, Clone)]
@@ -67,6 +68,10 @@ impl Stage {
             stage.views.push(view);
             relations.push(query.relation(&format!("v{number}")));
         }
+        if let Ok(file) = std::env::var("PGTRICKLE_ORACLE_QUERIES") {
+            stage.chosen(&file, client).await;
+            return stage;
+        }
         for (level, count) in LEVELS.iter().enumerate() {
             let mut made = Vec::new();
             // Mostly over the level below.
@@ -86,6 +91,20 @@ impl Stage {
             relations.extend(made);
         }
         stage
+    }
+
+    /// Stream tables of a file, one query a line (columns `o0`, `o1` ...), in place of random ones: a failure is made
+    /// small with it. All columns are compared exactly.
+    async fn chosen(&mut self, file: &str, client: &Client) {
+        let text = std::fs::read_to_string(file).expect("PGTRICKLE_ORACLE_QUERIES names a file");
+        for (number, line) in text.lines().filter(|l| !l.trim().is_empty()).enumerate() {
+            let name = format!("st{number}");
+            let inlined = Query::written(line, &[]).inlined();
+            self.execute(client, &format!("create view ref_{name} as {inlined}")).await;
+            let columns = client.prepare(&inlined).await.expect("the query is valid").columns().len();
+            let query = Query::written(line, &vec![(Ty::Text, Image::Exact); columns]);
+            self.streams.push(Stream { name, query });
+        }
     }
 
     /// A random query that PostgreSQL takes and that has not too many rows.
