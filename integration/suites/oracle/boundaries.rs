@@ -108,7 +108,8 @@ pub struct Observation {
 /// active.
 pub async fn observe(client: &Client, stage: &Stage) -> Option<Observation> {
     client.batch_execute("begin isolation level repeatable read").await.expect("a reader's transaction");
-    let active = "select pgt_name from pgtrickle.pgt_stream_tables where status = 'ACTIVE' and is_populated";
+    let active = "select pgt_name from pgtrickle.pgt_stream_tables
+        where status = 'ACTIVE' and is_populated and refresh_mode = 'DIFFERENTIAL'";
     let rows = client.query(active, &[]).await.expect("the catalog can be read");
     let active: HashSet<String> = rows.iter().map(|r| r.get(0)).collect();
     let shown: Vec<usize> =

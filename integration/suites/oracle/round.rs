@@ -105,6 +105,10 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     for stream in &early[before..] {
         create(&stage, &app, &stream.name, &stream.query.stored()).await;
     }
+    let full = full(&app).await;
+    if !full.is_empty() {
+        stage.fail(&format!("stream tables are not differential:\n{full}"));
+    }
     let mut world = World::new(stage.clone(), &database, rng.fork()).await;
     if !options.fixed {
         world.boundaries.take().await;
@@ -212,6 +216,14 @@ async fn modes(stage: &Stage, app: &Client) {
     if !odd.is_empty() {
         stage.fail(&format!("not all stream tables are active and differential:\n{odd}"));
     }
+}
+
+/// Stream tables that fell to FULL, with the reason.
+async fn full(app: &Client) -> String {
+    let full = "select pgt_name || ': ' || coalesce(refresh_reason, '') from pgtrickle.pgt_stream_tables
+        where refresh_mode <> 'DIFFERENTIAL' order by 1";
+    let rows = app.query(full, &[]).await.expect("the catalog can be read");
+    rows.iter().map(|r| r.get::<_, String>(0)).collect::<Vec<_>>().join("\n")
 }
 
 /// Stream tables that are not active and differential, with the reason.
