@@ -6,6 +6,7 @@ mod analyzer_meaning;
 mod analyzer_plans;
 mod analyzer_proof;
 mod analyzer_support;
+mod crash;
 mod expressions;
 mod harness;
 mod oracle;

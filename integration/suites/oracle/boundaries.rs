@@ -180,8 +180,12 @@ pub fn verify(stage: &Stage, log: &[i64], answers: &Answers, observations: &[Obs
             }
             let stream = &stage.streams[*index];
             let rows = differences(expected, actual);
+            // An answer of another commit is a table that was left behind; anything else is a wrong one.
+            let other = answers.iter().rev().find(|(_, right)| right[*index] == *actual);
+            let other = other.map_or("of no commit".to_owned(), |(commit, _)| format!("of commit {commit}"));
             let text = format!(
-                "{} differs at commit {number} of {}: {} rows instead of {}, {} differences:\n  {}\nquery: {}",
+                "{} differs at commit {number} of {} (it is the answer {other}): {} rows instead of {}, \
+                 {} differences:\n  {}\nquery: {}",
                 stream.name,
                 log.len(),
                 actual.len(),

@@ -105,6 +105,7 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     for stream in &early[before..] {
         create(&stage, &app, &stream.name, &stream.query.stored()).await;
     }
+    let created = started.elapsed().as_secs_f64();
     let full = full(&app).await;
     if !full.is_empty() {
         stage.fail(&format!("stream tables are not differential:\n{full}"));
@@ -134,8 +135,11 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     world.run(part).await;
     world.watched = 70;
     world.run(part).await;
+    let written = started.elapsed().as_secs_f64();
     world.finish().await;
+    let answered = started.elapsed().as_secs_f64();
     wait_for(&stage, &app).await;
+    let waited = started.elapsed().as_secs_f64();
     let mut observations = reader.finish().await;
     observations.push(quiet(&stage, &app, &world, stage.streams.len() - 1).await);
     let compared = verify(&stage, &world.boundaries.log, &world.boundaries.answers, &observations);
@@ -148,7 +152,8 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     let code = sidecar.terminate(std::time::Duration::from_secs(20)).await;
     assert_eq!(code, Some(0), "the sidecar's exit code after SIGTERM");
     println!(
-        "  {} commits, {} rolled back, {} snapshots of readers, {compared} tables compared, {:.1} s",
+        "  {} commits, {} rolled back, {} snapshots of readers, {compared} tables compared; seconds: \
+         {created:.1} created, {written:.1} written, {answered:.1} answered, {waited:.1} arrived, {:.1} all",
         world.boundaries.log.len(),
         world.failed,
         observations.len(),
