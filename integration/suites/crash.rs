@@ -85,6 +85,22 @@ impl Scene {
     }
 }
 
+/// Writes until `seen` shows more than before.
+async fn progress(scene: &Scene, world: &mut World) {
+    let sql = format!("select count(*) from {SEEN}");
+    let count = async || -> i64 { scene.app.query_one(&sql, &[]).await.expect("`seen` can be read").get(0) };
+    let (before, start) = (count().await, Instant::now());
+    while count().await == before {
+        world.run(1).await;
+        assert!(
+            start.elapsed() < PATIENCE,
+            "`seen` has not moved for {PATIENCE:?} (seed {})",
+            scene.stage.seed
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_kills_of_the_sidecar_under_load_lose_and_double_nothing() {
     for_each_major(async |server| {
@@ -95,7 +111,11 @@ async fn thirty_kills_of_the_sidecar_under_load_lose_and_double_nothing() {
         world.watched = 40;
         let reader = Reader::start(scene.stage.clone(), &scene.database).await;
         for _ in 0..30 {
-            // Between a moment and some hundred milliseconds of life, with writes before, during and after the end.
+            // Every second time it first comes so far that readers see something new; then, or anywhere between its start
+            // and its first apply, it ends: with writes before, during and after.
+            if rng.chance(50) {
+                progress(&scene, &mut world).await;
+            }
             let life = Duration::from_millis(rng.between(0, 500) as u64);
             let end = Instant::now() + life;
             while Instant::now() < end {
@@ -193,6 +213,7 @@ async fn transactions_that_stay_open_across_applies_arrive_whole() {
         app.batch_execute("create table t (id int primary key, writer int)").await.unwrap();
         create(&scene.stage, app, "by_writer", "select writer as o0, count(*) as o1 from t group by writer")
             .await;
+        active(&scene, "by_writer").await;
         let mut writers = Vec::new();
         for writer in 0..6 {
             let client = scene.database.as_app().await;
@@ -265,6 +286,17 @@ async fn a_server_that_restarts_is_not_held_up_and_everything_converges() {
             scene.check_slot().await;
         }
         assert_eq!(scene.sidecar.terminate(Duration::from_secs(20)).await, Some(0), "exit code after SIGTERM");
+    })
+    .await;
+}
+
+/// Waits until a stream table follows its sources.
+async fn active(scene: &Scene, name: &str) {
+    wait_until(&format!("stream table {name} to be active"), PATIENCE, || async {
+        let sql = "select status || ' ' || refresh_mode from pgtrickle.pgt_stream_tables where pgt_name = $1";
+        let row = scene.app.query_one(sql, &[&name]).await.expect("the catalog can be read");
+        let state: String = row.get(0);
+        if state == "ACTIVE DIFFERENTIAL" { Ok(()) } else { Err(state) }
     })
     .await;
 }
