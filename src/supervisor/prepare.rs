@@ -181,6 +181,14 @@ async fn plan_row(
             return Ok(None);
         }
     };
+    if let Some(reason) = store::missing_evaluation(client, row.view, &plan).await? {
+        if row.requested_mode == "DIFFERENTIAL" {
+            return Err(Error::unsupported(reason).with_hint("create it again while the sidecar runs"));
+        }
+        store::decide(client, row.view, "FULL", Some(&reason)).await?;
+        job.send(Event::Full { row: row.clone() })?;
+        return Ok(None);
+    }
     let specs = specs(&analysis, &plan)?;
     if let Some(reason) = too_big(client, &specs, job.memory_limit).await? {
         if row.requested_mode == "DIFFERENTIAL" {

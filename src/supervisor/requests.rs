@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::analyzer::facts::StreamTable;
+use crate::analyzer::verify::evaluation_sql;
 use crate::analyzer::{TreeSource, analyze};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
@@ -76,8 +77,15 @@ async fn analysis(
         (Ok(plan), _) => {
             let name = |i: &usize| plan.columns.get(*i).map(|c| c.name.clone());
             let key: Option<Vec<String>> = plan.key.as_ref().and_then(|k| k.iter().map(name).collect());
+            let evaluations: Vec<Value> = plan
+                .rel
+                .batches()
+                .into_iter()
+                .filter(|b| b.owner_function.is_some())
+                .map(|b| json!({"inputs": b.inputs.len(), "sql": evaluation_sql(b)}))
+                .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
-                   "notices": plan.notices, "sources": sources})
+                   "notices": plan.notices, "sources": sources, "evaluations": evaluations})
         }
         (Err(refused), Some("DIFFERENTIAL")) => refusal(&refused.clone().into()),
         (Err(refused), _) => full(&refused.reason),

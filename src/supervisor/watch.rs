@@ -213,18 +213,22 @@ impl Engine {
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
         let name = view.row.qualified();
-        tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
-        store::fail(&self.control, id, status, &e, frontier).await?;
+        match store::fail(&self.control, id, status, &e, frontier).await? {
+            true => {
+                tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
+            }
+            // It was dropped under us; the next look at the catalog removes it.
+            false => tracing::debug!(stream_table = %name, error = %e, "a dropped stream table failed"),
+        }
         self.announce();
         Ok(())
     }
 
     /// A prepared stream table waits for its sources.
     pub fn ready(&mut self, prepared: prepare::Prepared) {
-        if let Some(view) = self.views.0.get_mut(&prepared.row.view) {
-            if matches!(view.state, State::Preparing) {
-                view.state = State::Waiting(Box::new(prepared));
-            }
+        let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
+        if matches!(view.state, State::Preparing) {
+            view.state = State::Waiting(Box::new(prepared));
         }
     }
 
