@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::batch::Batch;
 use super::history::{RollUp, Written};
+use super::owned::{self, Function};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
@@ -20,6 +21,9 @@ use crate::postgres::sessions::{PINNED, error};
 
 /// Rows per call of an apply function; more gain nothing and hold more memory in the server.
 const CALL_ROWS: usize = 5_000;
+
+/// Applies give way: shorter than any deadlock_timeout that is in use.
+const LOCK_TIMEOUT: &str = "800ms";
 
 /// Where the pipeline stands once an apply has committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub struct Writer {
     client: Client,
     pipeline: String,
     generation: i64,
+    begin: String,
+    commit: String,
     fence: Statement,
     calls: HashMap<ViewId, Statement>,
     roll_up: RollUp,
@@ -61,9 +67,18 @@ pub struct Writer {
 impl Writer {
     /// Prepares the session: commits are at least as durable as the server's default.
     pub async fn new(client: Client, pipeline: &str, generation: i64) -> Result<Writer> {
-        const DURABLE: &str = "select pg_catalog.set_config('synchronous_commit', 'on', false)
-            where pg_catalog.current_setting('synchronous_commit') in ('off', 'local')";
-        client.batch_execute(DURABLE).await.map_err(error)?;
+        // At least as durable as the server's default, and never asynchronous: the frontier would go back in a crash
+        // while the slot does not.
+        const DURABLE: &str = "select case when s in ('off', 'local') then 'on' else s end
+            from pg_catalog.current_setting('synchronous_commit') s";
+        let durable: String = client.query_one(DURABLE, &[]).await.map_err(error)?.get(0);
+        // An owner's function may have left any setting behind: each transaction pins them again, and the commit its
+        // own durability.
+        let pinned = PINNED.iter().chain(&[("lock_timeout", LOCK_TIMEOUT)]);
+        let pinned: Vec<String> =
+            pinned.map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', true)")).collect();
+        let begin = format!("begin; select {}", pinned.join(", "));
+        let commit = format!("set local synchronous_commit = '{durable}'; commit");
         const FENCE: &str =
             "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
                 heartbeat_at = pg_catalog.clock_timestamp()
@@ -73,6 +88,8 @@ impl Writer {
             client,
             pipeline: pipeline.to_owned(),
             generation,
+            begin,
+            commit,
             fence,
             calls: HashMap::new(),
             roll_up: RollUp::default(),
@@ -123,9 +140,12 @@ impl Writer {
     async fn prepare(&mut self, batches: &[(ViewId, Batch)]) -> Result<()> {
         for (view, _) in batches {
             if !self.calls.contains_key(view) {
-                let sql = format!(
-                    "select deleted_rows, inserted_rows from pgtrickle_queries.apply_{view}($1::text[], $2::text[])"
-                );
+                let sql = match owned::statement(&self.client, Function::Apply, *view).await {
+                    Ok(sql) => sql,
+                    Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                    // Found again, as that stream table's error, when it is to be called.
+                    Err(_) => continue,
+                };
                 match self.client.prepare(&sql).await {
                     Ok(statement) => drop(self.calls.insert(*view, statement)),
                     // Found again, with the stream table's name, when the call fails.
@@ -167,7 +187,7 @@ impl Writer {
         notes: &[Note],
         flush_history: bool,
     ) -> Result<Option<Applied>> {
-        let begin = async { self.client.batch_execute("begin").await.map_err(error) };
+        let begin = async { self.client.batch_execute(&self.begin).await.map_err(error) };
         let fence = self.fence(progress);
         let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
         let ((), fence, written) = futures_util::future::try_join3(begin, fence, calls).await?;
@@ -195,7 +215,7 @@ impl Writer {
             self.roll_up.note(*view, *count);
         }
         self.roll_up.write(&self.client, progress.frontier, flush_history).await?;
-        self.client.batch_execute("commit").await.map_err(error)
+        self.client.batch_execute(&self.commit).await.map_err(error)
     }
 
     async fn installed(&self, view: ViewId, refresh: Option<i64>, written: Written) -> Result<()> {
@@ -215,7 +235,7 @@ impl Writer {
         batches: &[(ViewId, Batch)],
         notes: &[Note],
     ) -> Result<Option<Applied>> {
-        self.client.batch_execute("begin").await.map_err(error)?;
+        self.client.batch_execute(&self.begin).await.map_err(error)?;
         let fence = self.fence(progress).await?;
         if !self.admitted(fence, progress)? {
             return Ok(None);
@@ -278,14 +298,12 @@ impl Writer {
     }
 
     async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<(i64, i64)> {
-        let statement = self.calls.get(&view).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Apply,
-                format!("the function pgtrickle_queries.apply_{view} is missing or may not be called"),
-            )
-            .with_sqlstate("42883")
-            .with_hint("let the stream table's owner drop and create it again")
-        })?;
+        let Some(statement) = self.calls.get(&view) else {
+            owned::statement(&self.client, Function::Apply, view).await?;
+            // It is there by now; the next attempt prepares it.
+            let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
+            return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
+        };
         let none: &[String] = &[];
         let (mut deleted, mut inserted) = (0, 0);
         let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (rows, none));
@@ -298,15 +316,10 @@ impl Writer {
         };
         for (gone, new) in calls {
             let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
-            deleted += row.get::<_, i64>(0);
-            inserted += row.get::<_, i64>(1);
+            let [gone, new] = owned::counts(Function::Apply, view, row.get(0))?;
+            deleted += gone;
+            inserted += new;
         }
         Ok((deleted, inserted))
-    }
-
-    /// Pins the session's settings again: an owner's function may have changed them.
-    pub async fn pin(&self) -> Result<()> {
-        let set: Vec<String> = PINNED.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
-        self.client.batch_execute(&set.join("; ")).await.map_err(error)
     }
 }

@@ -22,6 +22,9 @@ const EPOCH_BYTES: usize = 64 << 20;
 /// Transactions in one epoch.
 const EPOCH_TRANSACTIONS: usize = 20_000;
 
+/// Changed rows that may wait for the writer before nothing more is fed.
+const PENDING_ROWS: usize = 500_000;
+
 /// An epoch in the dataflow.
 pub(super) struct Flight {
     pub epoch: Epoch,
@@ -50,8 +53,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Feeds the next epoch, if there is anything to feed.
+    /// Feeds the next epoch, if there is anything to feed and the writer is not too far behind.
     fn feed(&mut self) -> Result<()> {
+        let waiting = |p: &Pending| p.deltas.values().map(Vec::len).sum::<usize>();
+        if self.pending.as_ref().is_some_and(|p| waiting(p) > PENDING_ROWS) {
+            return Ok(());
+        }
         let mut feed: Feed = std::mem::take(&mut self.carry);
         let (mut bytes, mut transactions) = (0, 0);
         let mut progress = Progress { frontier: self.fed, data_time: None, xids: Vec::new() };
