@@ -51,11 +51,18 @@ pub async fn install(database: &TestDatabase) {
     .expect("rights of the sidecar");
 }
 
+/// A call that took longer is worth a line.
+const SLOW: std::time::Duration = std::time::Duration::from_millis(1500);
+
 /// Creates a stream table as the application.
 pub async fn create(stage: &Stage, app: &Client, name: &str, query: &str) {
     let call = "select pgtrickle.create_stream_table($1, $2)";
+    let started = std::time::Instant::now();
     if let Err(error) = app.execute(call, &[&name, &query]).await {
         stage.fail(&format!("stream table {name} was not created: {error:?}\nquery: {query}"));
+    }
+    if started.elapsed() > SLOW {
+        println!("  creating {name} took {:.1} s", started.elapsed().as_secs_f64());
     }
 }
 

@@ -88,7 +88,11 @@ impl World {
         while self.writers[0].plan.is_some() {
             self.step(0).await;
         }
-        let steps = steps.iter().map(|sql| Step::Sql((*sql).to_owned())).collect();
+        let step = |sql: &&str| match sql.starts_with("truncate") {
+            true => Step::Truncate((*sql).to_owned()),
+            false => Step::Sql((*sql).to_owned()),
+        };
+        let steps = steps.iter().map(step).collect();
         self.begin(0, Plan { steps, end: End::Commit }).await;
         let failed = self.failed;
         while self.writers[0].plan.is_some() {
