@@ -87,10 +87,11 @@ impl Engine {
     /// A caller raises the sequence, which is visible at once; its message and its commit position may not be flushed.
     async fn look_for_requests(&mut self) -> Result<()> {
         const SQL: &str =
-            "select last_value, pg_catalog.pg_current_wal_insert_lsn() from pgtrickle.request_seq";
+            "select case when is_called then last_value else 0 end, pg_catalog.pg_current_wal_insert_lsn()
+             from pgtrickle.request_seq";
         let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
-        if self.watched.requests.replace(last).is_some_and(|before| before != last) {
+        if self.watched.requests.replace(last) != Some(last) {
             self.watched.flush_target = self.watched.flush_target.max(position.into());
             prepare::force_flush(&self.control, &self.options.pipeline).await?;
         }
