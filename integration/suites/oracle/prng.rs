@@ -53,8 +53,8 @@ pub fn seed() -> u64 {
     }
 }
 
-/// Number of random rounds per major version: `PGTRICKLE_ORACLE_ROUNDS`, else 3.
+/// Number of random rounds per major version: `PGTRICKLE_ORACLE_ROUNDS`, else 5.
 pub fn rounds() -> u64 {
     std::env::var("PGTRICKLE_ORACLE_ROUNDS")
-        .map_or(3, |text| text.trim().parse().expect("PGTRICKLE_ORACLE_ROUNDS is a number"))
+        .map_or(5, |text| text.trim().parse().expect("PGTRICKLE_ORACLE_ROUNDS is a number"))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use super::boundaries::{Observation, Reader, SEEN, observe, verify};
+use super::boundaries::{Observation, Reader, SEEN, changing, observe, verify};
 use super::fixed;
 use super::prng::Prng;
 use super::query::Query;
@@ -27,7 +27,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { arguments: &[], fixed: false, transactions: 150 }
+        Options { arguments: &[], fixed: false, transactions: 300 }
     }
 }
 
@@ -159,11 +159,13 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     let code = sidecar.terminate(std::time::Duration::from_secs(20)).await;
     assert_eq!(code, Some(0), "the sidecar's exit code after SIGTERM");
     println!(
-        "  {} commits, {} rolled back, {} snapshots of readers, {compared} tables compared; seconds: \
+        "  {} commits, {} rolled back, {} snapshots of readers, {compared} tables compared, {} of {} changed; seconds: \
          {created:.1} created, {written:.1} written, {answered:.1} answered, {waited:.1} arrived, {:.1} all",
         world.boundaries.log.len(),
         world.failed,
         observations.len(),
+        changing(&world.boundaries.answers),
+        stage.streams.len(),
         started.elapsed().as_secs_f64()
     );
 }
