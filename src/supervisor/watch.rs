@@ -100,7 +100,7 @@ impl Engine {
             from pgtrickle.request_seq";
         let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
-        if self.watched.requests.replace(last).is_some_and(|before| before != last) {
+        if self.watched.requests.replace(last) != Some(last) {
             self.watched.flushes = 2;
         }
         if self.watched.flushes > 0 {
