@@ -121,7 +121,8 @@ end $$;
 
 -- apply_<id>(deleted, inserted): each element is the record text of one row of the query. Deletes first, then
 -- inserts, so that a user's unique index sees no conflict that the new state does not have. The planner settings
--- make every batch an index lookup per row, however few rows the planner believes the table to have.
+-- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
+-- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -133,6 +134,7 @@ declare
     upd text;
     del text;
     ins text;
+    mend text := 'perform null';
 begin
     if keys is not null then
         select string_agg(quote_ident(u.k), ', ' order by u.ord) into k from unnest(keys) with ordinality u (k, ord);
@@ -155,6 +157,8 @@ begin
             rel, e_cols, view, pgtrickle._row_id('d.img'), t_cols);
         ins := format('insert into %s (%s, __pgt_row_id) select %s, %s from unnest($2::%s[]) e', rel, cols, e_cols,
                       pgtrickle._row_id(format('row(%s)::text', e_cols)), view);
+        mend := format('update %s t set __pgt_row_id = %s where t.__pgt_row_id <> %2$s', rel,
+                       pgtrickle._row_id(format('row(%s)::text', t_cols)));
     end if;
     execute format(
         E'create or replace function pgtrickle_queries.apply_%s(deleted text[], inserted text[], '
@@ -166,6 +170,9 @@ begin
     deleted_rows := 0;
     inserted_rows := 0;
     %s
+    if $1 is null and $2 is null then
+        %s;
+    end if;
     if cardinality($1) > 0 then
         %s;
         get diagnostics deleted_rows = row_count;
@@ -175,7 +182,7 @@ begin
         get diagnostics inserted_rows = row_count;
     end if;
     %s
-end', pgtrickle._writer(id::text), del, ins, pgtrickle._writer('')));
+end', pgtrickle._writer(id::text), mend, del, ins, pgtrickle._writer('')));
     execute format('revoke all on function pgtrickle_queries.apply_%s(text[], text[]) from public', id);
 end $$;
 
