@@ -124,7 +124,8 @@ end $$;
 -- deferred triggers of the user's are checked at the end, here and as the owner: at the commit they would run as the
 -- sidecar (before 18) and their failure would hit all stream tables. A call with a null array is one of several; a call
 -- without one is the last. The planner settings
--- make every batch an index lookup per row, however few rows the planner believes the table to have.
+-- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
+-- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -136,6 +137,7 @@ declare
     upd text;
     del text;
     ins text;
+    mend text := 'perform null';
 begin
     if keys is not null then
         select string_agg(quote_ident(u.k), ', ' order by u.ord) into k from unnest(keys) with ordinality u (k, ord);
@@ -158,6 +160,8 @@ begin
             rel, e_cols, view, pgtrickle._row_id('d.img'), t_cols);
         ins := format('insert into %s (%s, __pgt_row_id) select %s, %s from unnest($2::%s[]) e', rel, cols, e_cols,
                       pgtrickle._row_id(format('row(%s)::text', e_cols)), view);
+        mend := format('update %s t set __pgt_row_id = %s where t.__pgt_row_id <> %2$s', rel,
+                       pgtrickle._row_id(format('row(%s)::text', t_cols)));
     end if;
     execute format(
         E'create or replace function pgtrickle_queries.apply_%s(deleted text[], inserted text[], '
@@ -170,6 +174,9 @@ begin
     inserted_rows := 0;
     set constraints all deferred;
     %s
+    if $1 is null and $2 is null then
+        %s;
+    end if;
     if cardinality($1) > 0 then
         %s;
         get diagnostics deleted_rows = row_count;
@@ -182,7 +189,7 @@ begin
     if $1 is not null and $2 is not null then
         set constraints all immediate;
     end if;
-end', pgtrickle._writer(id::text), del, ins, pgtrickle._writer('')));
+end', pgtrickle._writer(id::text), mend, del, ins, pgtrickle._writer('')));
     execute format('revoke all on function pgtrickle_queries.apply_%s(text[], text[]) from public', id);
 end $$;
 

@@ -124,7 +124,7 @@ async fn c1_the_acknowledgement_never_passes_the_stored_frontier() {
         let began = Instant::now();
         let target = loop {
             scene.dba.batch_execute("insert into public.noise select generate_series(1, 100)").await.unwrap();
-            if began.elapsed().as_millis() % 3 == 0 {
+            if began.elapsed().as_millis().is_multiple_of(3) {
                 scene.run("update t set v = v + 1 where id = 1").await;
             }
             let slot = scene.dba.query_one(SQL, &[]).await.unwrap();

@@ -157,11 +157,11 @@ async fn b3_a_locked_stream_table_does_not_stop_the_others() {
                 if rows.is_empty() { Ok(()) } else { Err(rows.join(", ")) }
             })
             .await;
-            assert_eq!(
-                scene.column("stuck", "last_error_sqlstate").await.as_deref(),
-                Some("55P03"),
-                "{lock}"
-            );
+            wait_until("the lock to be told", SOON, || async {
+                let state = scene.column("stuck", "last_error_sqlstate").await;
+                if state.as_deref() == Some("55P03") { Ok(()) } else { Err(format!("{lock}: {state:?}")) }
+            })
+            .await;
             scene.run("update t set v = v + 1 where id < 7").await;
             scene.check(&["free"]).await;
             holder.batch_execute("commit").await.unwrap();
