@@ -22,8 +22,16 @@ async fn the_roles_have_exactly_the_rights_of_a_real_installation() {
             .query_one("select relnamespace::regnamespace::text from pg_class where relname = 'orders'", &[]);
         assert_eq!(schema.await.unwrap().get::<_, &str>(0), "app");
         let sidecar = database.as_sidecar().await;
-        let denied = sidecar.query("select from app.orders", &[]).await.unwrap_err();
-        assert_eq!(denied.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+        // It may read sources, as the documentation asks, and no more.
+        sidecar.query("select from app.orders", &[]).await.unwrap();
+        for refused in [
+            "insert into app.orders values (1)",
+            "create table app.mine (a int)",
+            "alter table app.orders add b int",
+        ] {
+            let denied = sidecar.batch_execute(refused).await.unwrap_err();
+            assert_eq!(denied.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{refused}");
+        }
         let slot = format!("{}_slot", database.name);
         sidecar.query("select pg_create_logical_replication_slot($1, 'pgoutput')", &[&slot]).await.unwrap();
         for (role, expected) in [(APP, (false, false)), (SIDECAR, (false, true)), (SUPERUSER, (true, true))] {

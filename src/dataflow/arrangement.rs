@@ -84,6 +84,7 @@ fn chain_source(rel: &Rel) -> Option<SourceId> {
 /// Applies such a chain to one held row.
 fn chain_row(rel: &Rel, binding: &Binding, held: &Row, native: &mut Native) -> Option<Row> {
     match rel {
+        Rel::Source { attributes, .. } if *attributes == binding.attributes => Some(held.clone()),
         Rel::Source { attributes, .. } => Some(held.project(&positions(attributes, binding))),
         Rel::Filter { input, predicate } => {
             let row = chain_row(input, binding, held, native)?;

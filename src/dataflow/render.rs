@@ -26,11 +26,18 @@ use crate::row::{Datum, Row};
 pub(super) struct Rendered<'s> {
     pub rows: Rows<'s>,
     pub failures: Vec<Rows<'s>>,
+    /// No row of it can hold an error: whoever reads it need not look for one.
+    pub sound: bool,
 }
 
 impl<'s> Rendered<'s> {
-    fn map(self, f: impl FnOnce(Rows<'s>) -> Rows<'s>) -> Rendered<'s> {
-        Rendered { rows: f(self.rows), failures: self.failures }
+    fn sound(rows: Rows<'s>) -> Rendered<'s> {
+        Rendered { rows, failures: Vec::new(), sound: true }
+    }
+
+    /// The operator `f` over the rows; `safe`: it raises no errors of its own.
+    fn map(self, safe: bool, f: impl FnOnce(Rows<'s>) -> Rows<'s>) -> Rendered<'s> {
+        Rendered { rows: f(self.rows), failures: self.failures, sound: self.sound && safe }
     }
 }
 
@@ -98,9 +105,15 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
         Rel::Source { source, attributes } => {
             let binding =
                 context.bindings.get(source).ok_or_else(|| Error::internal("a source is not bound"))?;
+            let held = binding.attributes.len();
             let columns = positions(attributes, binding);
-            let rows = context.input(binding.instance).map(move |row| row.project(&columns));
-            Rendered { rows, failures: Vec::new() }
+            let rows = context.input(binding.instance);
+            // What is held is handed on as it is where the query reads just that.
+            let rows = match columns.iter().copied().eq(0..held) {
+                true => rows,
+                false => rows.map(move |row| row.project(&columns)),
+            };
+            Rendered::sound(rows)
         }
         Rel::StreamTable { view, columns } => {
             let trace = context
@@ -111,25 +124,26 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
             context.buttons.push(button);
             let columns = columns.clone();
             let rows = arranged.as_collection(|row, &()| row.clone()).map(move |row| row.project(&columns));
-            Rendered { rows, failures: Vec::new() }
+            Rendered::sound(rows)
         }
         Rel::Constant { rows } => {
             let mut session = InputSession::new();
             session.advance_to(context.now);
             let collection = session.to_collection(context.scope);
             context.constants.push((session, rows.clone()));
-            Rendered { rows: collection, failures: Vec::new() }
+            Rendered::sound(collection)
         }
         Rel::Filter { input, predicate } => filter(render(context, input)?, predicate.clone()),
         Rel::Project { input, exprs } => {
             let exprs = exprs.clone();
             let mut native = Native::default();
-            render(context, input)?.map(|rows| rows.map(move |row| native.project(&exprs, &row)))
+            let safe = exprs.iter().all(|e| e.is_infallible());
+            render(context, input)?.map(safe, |rows| rows.map(move |row| native.project(&exprs, &row)))
         }
         Rel::Evaluate { input, batch } => {
             let requests = context.requests.clone();
             let view = context.view;
-            render(context, input)?.map(|rows| evaluate(rows, view, batch.clone(), requests))
+            render(context, input)?.map(false, |rows| evaluate(rows, view, batch.clone(), requests))
         }
         Rel::Join { kind, left, right, on, residual } => {
             render_join(context, *kind, left, right, on, residual.clone())?
@@ -137,11 +151,13 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
         Rel::Aggregate { input, group, aggregates } => {
             let (group, aggregates, first) = (group.clone(), aggregates.clone(), context.now);
             let owner = owns_empty_key(context.scope);
-            render(context, input)?.map(|rows| aggregate::aggregate(rows, group, aggregates, first, owner))
+            let safe = aggregates.is_empty();
+            render(context, input)?
+                .map(safe, |rows| aggregate::aggregate(rows, group, aggregates, first, owner))
         }
         Rel::Distinct { input, keys } => {
             let (keys, first) = (keys.clone(), context.now);
-            render(context, input)?.map(|rows| aggregate::distinct(rows, keys, first))
+            render(context, input)?.map(true, |rows| aggregate::distinct(rows, keys, first))
         }
         Rel::UnionAll { inputs } => {
             let mut all = inputs.iter().map(|i| render(context, i)).collect::<Result<Vec<_>>>()?.into_iter();
@@ -149,6 +165,7 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
             all.fold(first, |sum, next| Rendered {
                 rows: sum.rows.concat(next.rows),
                 failures: sum.failures.into_iter().chain(next.failures).collect(),
+                sound: sum.sound && next.sound,
             })
         }
     })
@@ -160,19 +177,17 @@ fn owns_empty_key(scope: Scope<'_, Epoch>) -> bool {
 }
 
 fn filter<'s>(input: Rendered<'s>, predicate: crate::plan::Expr) -> Rendered<'s> {
-    let Rendered { rows, mut failures } = input;
+    let Rendered { rows, mut failures, sound } = input;
     // Also a predicate that can't fail itself may meet an error that an earlier projection left in the row.
-    let infallible = predicate.is_infallible();
-    let (test, mut native) = (predicate.clone(), Native::default());
-    failures.push(rows.clone().flat_map(move |row| {
-        if infallible && !row.has_error() {
-            return None;
-        }
-        native.predicate(&test, &row).err().map(|error| Row::from_datums([Datum::Error(&error)]))
-    }));
+    if !(sound && predicate.is_infallible()) {
+        let (test, mut native) = (predicate.clone(), Native::default());
+        failures.push(rows.clone().flat_map(move |row| {
+            native.predicate(&test, &row).err().map(|error| Row::from_datums([Datum::Error(&error)]))
+        }));
+    }
     let mut native = Native::default();
     let rows = rows.filter(move |row| matches!(native.predicate(&predicate, row), Ok(true)));
-    Rendered { rows, failures }
+    Rendered { rows, failures, sound }
 }
 
 fn render_join<'s>(
@@ -187,9 +202,9 @@ fn render_join<'s>(
     let mut failures = Vec::new();
     match kind {
         JoinKind::Inner => {
-            let l = side(context, left, &left_keys, &mut failures)?;
-            let r = side(context, right, &right_keys, &mut failures)?;
-            let joined = Rendered { rows: join::inner(l, r), failures };
+            let (l, left_sound) = side(context, left, &left_keys, &mut failures)?;
+            let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
+            let joined = Rendered { rows: join::inner(l, r), failures, sound: left_sound && right_sound };
             Ok(match residual {
                 None => joined,
                 Some(predicate) => filter(joined, predicate),
@@ -199,33 +214,37 @@ fn render_join<'s>(
             let l = render(context, left)?;
             failures.extend(l.failures);
             let arranged = arrange(l.rows.clone(), left_keys.clone());
-            failures.push(key_failures(l.rows.clone(), left_keys.clone()));
-            let r = side(context, right, &right_keys, &mut failures)?;
+            if !l.sound {
+                failures.push(key_failures(l.rows.clone(), left_keys.clone()));
+            }
+            let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
             let (rows, errors) = join::left(l.rows, arranged, left_keys, r, width(right), residual);
             failures.extend(errors);
-            Ok(Rendered { rows, failures })
+            Ok(Rendered { rows, failures, sound: l.sound && right_sound })
         }
     }
 }
 
-/// One side of a join by its keys: a shared arrangement where there is one.
+/// One side of a join by its keys: a shared arrangement where there is one. Also tells whether its rows are sound.
 fn side<'s>(
     context: &mut Context<'_, 's>,
     rel: &Rel,
     keys: &KeyColumns,
     failures: &mut Vec<Rows<'s>>,
-) -> Result<RowArrangement<'s>> {
-    if let Some(shared) =
-        ArrangementKey::of(rel, keys, context.bindings).and_then(|k| context.shared.by_key.get_mut(&k))
-    {
+) -> Result<(RowArrangement<'s>, bool)> {
+    let shared =
+        ArrangementKey::of(rel, keys, context.bindings).and_then(|k| context.shared.by_key.get_mut(&k));
+    if let Some(shared) = shared {
         let (arranged, button) = shared.import(context.scope);
         context.buttons.push(button);
-        return Ok(arranged);
+        return Ok((arranged, true));
     }
     let rendered = render(context, rel)?;
     failures.extend(rendered.failures);
-    failures.push(key_failures(rendered.rows.clone(), keys.clone()));
-    Ok(arrange(rendered.rows, keys.clone()))
+    if !rendered.sound {
+        failures.push(key_failures(rendered.rows.clone(), keys.clone()));
+    }
+    Ok((arrange(rendered.rows, keys.clone()), rendered.sound))
 }
 
 fn key_failures<'s>(rows: Rows<'s>, keys: KeyColumns) -> Rows<'s> {
