@@ -140,7 +140,7 @@ begin
     end loop;
 end $$;
 
--- Makes the publication hold exactly `tables`. Definer's rights because a publication can only be created by a role
+-- Makes the publication hold exactly `tables`; null drops it. Definer's rights because a publication can only be created by a role
 -- with CREATE on the database and filled by the owner of the tables; EXECUTE is only for the sidecar's role. It
 -- touches only names of our form and only sources of registered stream tables with a usable replica identity:
 -- publishing any other table would make its UPDATE and DELETE fail. A table that is in and has become such a one
@@ -159,7 +159,11 @@ begin
         raise exception 'publication name % is not one of pgtrickle', quote_literal(publication) using errcode = '42501',
             hint = 'pgtrickle only touches publications named pgtrickle_<database oid>_<install id>_<pipeline>.';
     end if;
-    foreach rel in array coalesce(tables, '{}') loop
+    if tables is null then
+        execute format('drop publication if exists %I', publication);
+        return;
+    end if;
+    foreach rel in array tables loop
         if rel is null or not exists (
             select from pgtrickle.pgt_dependencies d where d.source = rel
             union all select from pgtrickle.pgt_stream_tables s where s.pgt_relid = rel) then

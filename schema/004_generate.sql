@@ -120,9 +120,12 @@ begin
 end $$;
 
 -- apply_<id>(deleted, inserted): each element is the record text of one row of the query. Deletes first, then
--- inserts, so that a user's unique index sees no conflict that the new state does not have. The planner settings
--- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
--- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
+-- inserts, so that a user's unique index sees no conflict that the new state does not have. Deferrable constraints and
+-- deferred triggers of the user's are checked at the end, here and as the owner: at the commit they would run as the
+-- sidecar (before 18) and their failure would hit all stream tables. A call with a null array is one of several; a call
+-- without one is the last; one with two nulls only mends the row ids: the text of a value may have changed since (a
+-- renamed enum label). The planner settings make every batch an index lookup per row, however few rows the planner
+-- believes the table to have.
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -169,6 +172,7 @@ begin
 begin
     deleted_rows := 0;
     inserted_rows := 0;
+    set constraints all deferred;
     %s
     if $1 is null and $2 is null then
         %s;
@@ -182,6 +186,9 @@ begin
         get diagnostics inserted_rows = row_count;
     end if;
     %s
+    if $1 is not null and $2 is not null then
+        set constraints all immediate;
+    end if;
 end', pgtrickle._writer(id::text), mend, del, ins, pgtrickle._writer('')));
     execute format('revoke all on function pgtrickle_queries.apply_%s(text[], text[]) from public', id);
 end $$;
@@ -237,11 +244,13 @@ begin
     inserted_rows := 0;
     updated_rows := 0;
     deleted_rows := 0;
+    set constraints all deferred;
     %6$s
     if not exists (select from %1$s) then
         %2$s;
         get diagnostics inserted_rows = row_count;
         %7$s
+        set constraints all immediate;
         return;
     end if;
     %3$s
@@ -277,6 +286,7 @@ begin
             if as_pairs then
                 deleted_rows := deleted_rows - updated_rows;
             end if;
+            set constraints all immediate;
             return;
         exception when unique_violation then
             if as_pairs then

@@ -322,15 +322,17 @@ impl Writer {
             let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
             return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
         };
-        let none: &[String] = &[];
         let (mut deleted, mut inserted) = (0, 0);
-        let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (rows, none));
-        let inserts = batch.inserted.chunks(CALL_ROWS).map(|rows| (none, rows));
         let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
-        let calls: Vec<(&[String], &[String])> = match small {
-            true => vec![(&batch.deleted, &batch.inserted)],
-            // All deletes come before any insert: keys and unique values may move between rows.
-            false => deletes.chain(inserts).collect(),
+        let calls: Vec<(Option<&[String]>, Option<&[String]>)> = match small {
+            true => vec![(Some(&batch.deleted), Some(&batch.inserted))],
+            // All deletes come before any insert: keys and unique values may move between rows. The last call, without
+            // rows, has deferrable constraints checked.
+            false => {
+                let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (Some(rows), None));
+                let inserts = batch.inserted.chunks(CALL_ROWS).map(|rows| (None, Some(rows)));
+                deletes.chain(inserts).chain([(Some(&[][..]), Some(&[][..]))]).collect()
+            }
         };
         for (gone, new) in calls {
             let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;

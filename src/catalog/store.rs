@@ -140,18 +140,6 @@ pub async fn take_over(
     Ok(row.get(0))
 }
 
-/// At a start nothing is known to be up to date: ACTIVE incremental stream tables are INITIALIZING until they are
-/// reconciled. Otherwise the pipeline's frontier, which moves on meanwhile, would speak for them.
-pub async fn demote(client: &Client, pipeline: &str) -> Result<()> {
-    const SQL: &str = "update pgtrickle.pgt_stream_tables s set status = 'INITIALIZING', frontier = p.frontier,
-            data_timestamp = greatest(s.data_timestamp, p.data_timestamp)
-        from pgtrickle.pgt_pipelines p
-        where p.pipeline = s.pipeline and s.pipeline = $1 and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
-          and p.frontier is not null";
-    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
-    Ok(())
-}
-
 /// Sets the frontier of a pipeline whose slot was made anew.
 pub async fn reset_frontier(client: &Client, name: &str, frontier: u64) -> Result<()> {
     const SQL: &str = "update pgtrickle.pgt_pipelines set frontier = $2 where pipeline = $1";
@@ -255,20 +243,22 @@ pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()
     Ok(())
 }
 
-/// Stores what a stream table reads.
+/// Stores what a stream table reads: relations by OID (a name could not be looked up without USAGE on its schema).
 pub async fn set_dependencies(
     client: &Client,
     view: ViewId,
-    sources: &[(String, &'static str, Vec<String>)],
+    sources: &[(u32, &'static str, Vec<String>)],
 ) -> Result<()> {
     const SQL: &str = "insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
-        select $1, pg_catalog.to_regclass($2), $2, $3, $4
+        select $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3, $4
+          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.oid = $2
         on conflict (pgt_id, source_name) do update set source = excluded.source, source_type = excluded.source_type,
             columns_used = excluded.columns_used
         where (pgt_dependencies.source, pgt_dependencies.source_type, pgt_dependencies.columns_used)
             is distinct from (excluded.source, excluded.source_type, excluded.columns_used)";
-    for (name, kind, columns) in sources {
-        client.execute(SQL, &[&view, name, kind, columns]).await.map_err(error)?;
+    for (oid, kind, columns) in sources {
+        client.execute(SQL, &[&view, oid, kind, columns]).await.map_err(error)?;
     }
     Ok(())
 }

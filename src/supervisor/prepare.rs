@@ -116,8 +116,17 @@ async fn prepare(job: &Job) -> Result<()> {
     let mut client = job.target.connect(Purpose::Analyze).await?;
     let mut candidates = Vec::new();
     let mut incremental = job.incremental.clone();
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
     for row in &job.rows {
-        match plan_row(job, &mut client, row, &incremental).await {
+        let mut planned = plan_row(job, &mut client, row, &incremental).await;
+        // The application changes a source just now.
+        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+            && tokio::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            planned = plan_row(job, &mut client, row, &incremental).await;
+        }
+        match planned {
             Ok(Some(candidate)) => {
                 incremental.push(row.view);
                 candidates.push(candidate);
@@ -211,7 +220,7 @@ async fn plan_row(
     Ok(Some(Candidate { row: row.clone(), specs, form, plan, validity }))
 }
 
-fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)> {
+fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
     let kind = |r: &crate::analyzer::facts::Relation| match (r.kind, &r.stream_table) {
         (_, Some(_)) => "STREAM_TABLE",
         ('v', _) => "VIEW",
@@ -226,8 +235,7 @@ fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)>
             let used = analysis.sources.iter().find(|s| s.source == r.oid);
             let name = |a: &i16| r.columns.iter().find(|c| c.attnum == *a).map(|c| c.name.clone());
             let columns = used.map(|s| s.attributes.iter().filter_map(name).collect()).unwrap_or_default();
-            let quote = crate::capture::source::quote;
-            (format!("{}.{}", quote(&r.schema), quote(&r.name)), kind(r), columns)
+            (r.oid, kind(r), columns)
         })
         .collect()
 }
@@ -317,7 +325,8 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
         total +=
             boundary.copy(&source.spec, |rows| job.loader.send(Command::Load { instance, rows })).await?;
     }
-    if fingerprint::read(client, &held).await? != before {
+    let after = fingerprint::read(client, &held).await?;
+    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
         return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
     }
     boundary.close().await?;

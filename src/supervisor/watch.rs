@@ -34,17 +34,21 @@ pub(super) struct Watched {
     answers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
+    /// Forced flushes that are still due for the last request.
+    flushes: u8,
     /// Somebody waits until the frontier has passed this position.
     pub flush_target: u64,
     pub stats: DataflowStats,
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
-    /// Sources were let go: the publication can shrink.
-    pub shrink: bool,
+    /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
+    /// source was let go.
+    pub shrunk: bool,
     /// What the plans at hand were made from.
     pub validity: Validity,
-    known: bool,
+    /// The catalog has been read.
+    pub known: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -88,13 +92,19 @@ impl Engine {
         Ok(())
     }
 
-    /// A caller raises the sequence, which is visible at once; its message and its commit position may not be flushed.
+    /// A caller raises the sequence, which is visible at once; its message follows, and neither is flushed on an idle
+    /// server. So after a raise two commits of our own force the WAL out, the second for what came after the first.
     async fn look_for_requests(&mut self) -> Result<()> {
-        const SQL: &str =
-            "select last_value, pg_catalog.pg_current_wal_insert_lsn() from pgtrickle.request_seq";
+        // `is_called`: the first number leaves `last_value` as it was.
+        const SQL: &str = "select last_value + is_called::int, pg_catalog.pg_current_wal_insert_lsn()
+            from pgtrickle.request_seq";
         let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
-        if self.watched.requests.replace(last).is_some_and(|before| before != last) {
+        if self.watched.requests.replace(last) != Some(last) {
+            self.watched.flushes = 2;
+        }
+        if self.watched.flushes > 0 {
+            self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
             prepare::force_flush(&self.control, &self.options.pipeline).await?;
         }
@@ -140,6 +150,7 @@ impl Engine {
         for row in rows {
             self.look_at(row).await?;
         }
+        self.watched.full_requests.retain(|id, _| self.views.0.contains_key(id));
         self.watched.known = true;
         self.announce();
         Ok(())
@@ -154,7 +165,8 @@ impl Engine {
         let altered = view.row.version != row.version;
         let resumed = view.row.is_suspended() && !row.is_suspended();
         let suspended = !view.row.is_suspended() && row.is_suspended();
-        let dropped = view.row.relation.is_some() && row.relation.is_none();
+        let dropped = view.row.relation.is_some() && row.relation.is_none()
+            || view.row.query_view.is_some() && row.query_view.is_none();
         let id = row.view;
         let preparing = matches!(view.state, State::Preparing | State::Waiting(_) | State::Installing { .. });
         if (altered || resumed) && preparing {
@@ -293,6 +305,7 @@ impl Engine {
         };
         view.row.errors = 0;
         view.row.status = "ACTIVE".to_owned();
+        self.watched.full_requests.remove(&id);
         tracing::info!(
             stream_table = %view.row.qualified(),
             inserted = drift.inserted,
@@ -325,7 +338,7 @@ impl Engine {
 
     /// Starts a preparation for all stream tables that are due.
     fn prepare_due(&mut self) -> Result<()> {
-        if self.preparing.is_some() {
+        if self.preparing.is_some() || (self.prepared_once && !self.settled) {
             return Ok(());
         }
         let now = Instant::now();
@@ -352,6 +365,7 @@ impl Engine {
                 view.state = State::Preparing;
             }
         }
+        self.prepared_once = true;
         self.preparing = Some(tokio::spawn(prepare::run(job)));
         Ok(())
     }
@@ -369,7 +383,7 @@ impl Engine {
             if let Some(oid) = self.sources.release(instance) {
                 self.assembler.unregister(oid);
                 self.fingerprints.remove(&oid);
-                self.watched.shrink = true;
+                self.watched.shrunk = false;
             }
         }
         Ok(())
@@ -381,15 +395,17 @@ impl Engine {
         let now = fingerprint::read(&self.control, &held).await?;
         let published = publication::tables(&self.control, self.lease.names.publication()).await?;
         for (oid, _) in &held {
-            let same = now.get(oid) == self.fingerprints.get(oid);
+            let same =
+                self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
             if !same || !published.contains(oid) {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
                 let what = if same { "is not published whole any more" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
             }
         }
+        self.fingerprints.extend(now);
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
-        if std::mem::take(&mut self.watched.shrink) {
+        if !std::mem::replace(&mut self.watched.shrunk, true) {
             let held = self.sources.held();
             let kept: Vec<u32> =
                 published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();

@@ -1,0 +1,168 @@
+//! What a round works on: tables, views, and the stream tables with their queries.
+
+use tokio_postgres::Client;
+
+use super::prng::Prng;
+use super::query::{Grammar, Query, Relation};
+use super::scalar::{Field, Image};
+use super::schema::{Role, Table, ddl, tables};
+use super::transactions::Planner;
+use super::types::Ty;
+
+/// A stream table to be made.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    pub name: String,
+    pub query: Query,
+}
+
+/// Everything that is made before the first transaction.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    pub seed: u64,
+    pub tables: Vec<Table>,
+    pub ddl: String,
+    pub views: Vec<String>,
+    pub streams: Vec<Stream>,
+    /// Rows of the beginning.
+    pub load: Vec<String>,
+}
+
+/// Stream tables of a random round: over tables and views, over those, over those again.
+const LEVELS: [usize; 3] = [8, 3, 2];
+const VIEWS: usize = 3;
+/// A query with more rows in the beginning is left out: every answer of every commit is kept.
+const MOST_ROWS: i64 = 1500;
+
+/// A base table as FROM sees it.
+pub fn relation(table: &Table) -> Relation {
+    let fields = table.columns.iter().map(|c| Field {
+        sql: c.name.clone(),
+        name: c.name.clone(),
+        ty: c.ty,
+        image: Image::Exact,
+        join: matches!(c.role, Role::Key | Role::Join | Role::Parent),
+    });
+    Relation { reference: table.name.clone(), fields: fields.collect() }
+}
+
+impl Stage {
+    /// Tables and rows; the sequence table that every transaction writes to.
+    pub fn begin(seed: u64, tables: Vec<Table>, load: Vec<String>) -> Stage {
+        let ddl = format!("create table log_seq (id int8 primary key);\n{}", ddl(&tables));
+        Stage { seed, tables, ddl, views: Vec::new(), streams: Vec::new(), load }
+    }
+
+    /// A random stage, made on the server as it is found: queries that give too many rows are left out.
+    pub async fn random(seed: u64, major: u32, client: &Client) -> Stage {
+        let mut rng = Prng::new(seed);
+        let tables = tables(&mut rng);
+        let load = Planner::new(rng.fork(), tables.clone(), major).load();
+        let mut stage = Stage::begin(seed, tables, load);
+        stage.install_tables(client).await;
+        let mut relations: Vec<Relation> = stage.tables.iter().map(relation).collect();
+        for number in 0..VIEWS {
+            let query = stage.some_query(&mut rng, &relations, 1, client).await;
+            let view = format!("create view v{number} as {}", query.stored());
+            stage.execute(client, &view).await;
+            stage.views.push(view);
+            relations.push(query.relation(&format!("v{number}")));
+        }
+        if let Ok(file) = std::env::var("PGTRICKLE_ORACLE_QUERIES") {
+            stage.chosen(&file, client).await;
+            return stage;
+        }
+        for (level, count) in LEVELS.iter().enumerate() {
+            let mut made = Vec::new();
+            // Mostly over the level below.
+            if level > 0 {
+                let upstreams: Vec<Relation> =
+                    relations.iter().filter(|r| r.reference.starts_with('@')).cloned().collect();
+                relations.extend(upstreams);
+            }
+            for number in 0..*count {
+                let name = format!("st{level}{number}");
+                let query = stage.some_query(&mut rng, &relations, 2, client).await;
+                let view = format!("create view ref_{name} as {}", query.inlined());
+                stage.execute(client, &view).await;
+                made.push(query.relation(&format!("@{name}@")));
+                stage.streams.push(Stream { name, query });
+            }
+            relations.extend(made);
+        }
+        stage
+    }
+
+    /// Stream tables of a file, one query a line (columns `o0`, `o1` ...), in place of random ones: a failure is made
+    /// small with it. All columns are compared exactly.
+    async fn chosen(&mut self, file: &str, client: &Client) {
+        let text = std::fs::read_to_string(file).expect("PGTRICKLE_ORACLE_QUERIES names a file");
+        for (number, line) in text.lines().filter(|l| !l.trim().is_empty()).enumerate() {
+            let name = format!("st{number}");
+            let inlined = Query::written(line, &[]).inlined();
+            self.execute(client, &format!("create view ref_{name} as {inlined}")).await;
+            let columns = client.prepare(&inlined).await.expect("the query is valid").columns().len();
+            let query = Query::written(line, &vec![(Ty::Text, Image::Exact); columns]);
+            self.streams.push(Stream { name, query });
+        }
+    }
+
+    /// A random query that PostgreSQL takes and that has not too many rows.
+    async fn some_query(
+        &self,
+        rng: &mut Prng,
+        relations: &[Relation],
+        depth: usize,
+        client: &Client,
+    ) -> Query {
+        for _ in 0..100 {
+            let query = Grammar::new(rng, relations).query(depth);
+            let count = format!("select count(*) from ({}) as q", query.inlined());
+            match client.query_one(&count, &[]).await {
+                // What is empty in the beginning mostly stays so: only some of these.
+                Ok(row) => match row.get::<_, i64>(0) {
+                    0 if rng.chance(92) => {}
+                    0..=MOST_ROWS => return query,
+                    _ => {}
+                },
+                Err(error) => self.fail(&format!("the query {} is wrong: {error:?}", query.inlined())),
+            }
+        }
+        self.fail("no query with few rows was found")
+    }
+
+    /// Creates the tables and loads them.
+    pub async fn install_tables(&self, client: &Client) {
+        self.execute(client, &self.ddl).await;
+        for statement in &self.load {
+            self.execute(client, statement).await;
+        }
+    }
+
+    /// The view that a stream table is compared with.
+    pub async fn install_references(&self, client: &Client) {
+        for stream in &self.streams {
+            self.execute(client, &format!("create view ref_{} as {}", stream.name, stream.query.inlined()))
+                .await;
+        }
+    }
+
+    async fn execute(&self, client: &Client, sql: &str) {
+        if let Err(error) = client.batch_execute(sql).await {
+            self.fail(&format!("{sql} failed: {error:?}"));
+        }
+    }
+
+    /// What is needed to see a failure again.
+    pub fn describe(&self) -> String {
+        let streams: Vec<String> =
+            self.streams.iter().map(|s| format!("-- {}\n{};", s.name, s.query.stored())).collect();
+        let views = self.views.join(";\n");
+        format!("seed {}\nschema:\n{}{views};\nstream tables:\n{}", self.seed, self.ddl, streams.join("\n"))
+    }
+
+    /// Fails with the whole stage.
+    pub fn fail(&self, what: &str) -> ! {
+        panic!("{what}\n--- PGTRICKLE_ORACLE_SEED={}\n{}", self.seed, self.describe())
+    }
+}
