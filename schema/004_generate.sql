@@ -123,9 +123,9 @@ end $$;
 -- inserts, so that a user's unique index sees no conflict that the new state does not have. Deferrable constraints and
 -- deferred triggers of the user's are checked at the end, here and as the owner: at the commit they would run as the
 -- sidecar (before 18) and their failure would hit all stream tables. A call with a null array is one of several; a call
--- without one is the last; one with two nulls only mends the row ids: the text of a value may have changed since (a
--- renamed enum label). The planner settings make every batch an index lookup per row, however few rows the planner
--- believes the table to have.
+-- without one is the last. The planner settings
+-- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
+-- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

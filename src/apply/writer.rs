@@ -52,6 +52,9 @@ pub enum Note {
     Installed { view: ViewId, refresh: Option<i64> },
 }
 
+/// Arguments of one call of an apply function: deleted and inserted rows; `None`: more calls follow.
+type Call<'a> = (Option<&'a [String]>, Option<&'a [String]>);
+
 /// The one session that writes stream tables.
 pub struct Writer {
     client: Client,
@@ -324,7 +327,7 @@ impl Writer {
         };
         let (mut deleted, mut inserted) = (0, 0);
         let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
-        let calls: Vec<(Option<&[String]>, Option<&[String]>)> = match small {
+        let calls: Vec<Call<'_>> = match small {
             true => vec![(Some(&batch.deleted), Some(&batch.inserted))],
             // All deletes come before any insert: keys and unique values may move between rows. The last call, without
             // rows, has deferrable constraints checked.

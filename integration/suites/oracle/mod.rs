@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod boundaries;
 pub mod fixed;
+pub mod noticed;
 pub mod prng;
 pub mod query;
 pub mod round;

@@ -362,6 +362,8 @@ impl Planner {
                         (Role::Key, _) => keys.next().unwrap_or_default(),
                         (Role::Join, ty) if ty.is_int() => format!("n::{}", ty.sql()),
                         (Role::Join, ty) => format!("('g' || n)::{}", ty.sql()),
+                        // The same parent for all would join thousands with thousands.
+                        (Role::Parent, _) => "null".to_owned(),
                         (Role::Big, _) => "repeat('large', 2)".to_owned(),
                         _ => self.value(table, c),
                     })
