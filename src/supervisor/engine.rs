@@ -269,8 +269,7 @@ impl Engine {
             Some(prepare::Event::Register { specs, reply }) => self.register(specs, reply),
             Some(prepare::Event::Snapshot { instances, snapshot }) => {
                 self.near = self.near.max(snapshot.xmax);
-                self.sources.snapshot(&instances, &snapshot);
-                Ok(())
+                self.sources.snapshot(&instances, &snapshot)
             }
             Some(prepare::Event::Loaded { instances, until, fingerprints }) => {
                 self.sources.loaded(&instances, until, &mut self.carry);

@@ -30,8 +30,16 @@ struct Instance {
 }
 
 enum Phase {
-    Loading { snapshot: Option<Snapshot>, held: Vec<(u64, Vec<RowChange>)> },
-    CatchingUp { snapshot: Snapshot, until: u64 },
+    /// `unread`: transactions that could not be followed; fine if the snapshot shows them.
+    Loading {
+        snapshot: Option<Snapshot>,
+        held: Vec<(u64, Vec<RowChange>)>,
+        unread: Vec<u64>,
+    },
+    CatchingUp {
+        snapshot: Snapshot,
+        until: u64,
+    },
     Live,
 }
 
@@ -64,7 +72,7 @@ impl Sources {
         source.layout.extend(spec);
         self.last_instance += 1;
         let width = source.layout.columns.len();
-        let phase = Phase::Loading { snapshot: None, held: Vec::new() };
+        let phase = Phase::Loading { snapshot: None, held: Vec::new(), unread: Vec::new() };
         source.instances.insert(self.last_instance, Instance { width, phase });
         Assigned { instance: self.last_instance, spec: source.layout.clone(), fresh: true }
     }
@@ -115,8 +123,16 @@ impl Sources {
     /// starts anew from a later snapshot, in which the transaction is visible.
     pub fn feed(&mut self, transaction: Transaction, xid: u64, feed: &mut Feed) -> Result<()> {
         for oid in transaction.to_reread() {
-            let Some(source) = self.by_oid.get(&oid) else { continue };
-            if source.instances.values().any(|i| i.phase.wants(xid)) {
+            let Some(source) = self.by_oid.get_mut(&oid) else { continue };
+            let mut lost = false;
+            for instance in source.instances.values_mut() {
+                match &mut instance.phase {
+                    // A start meets again what made it necessary: the snapshot to come decides.
+                    Phase::Loading { snapshot: None, unread, .. } => unread.push(xid),
+                    phase => lost |= phase.wants(xid),
+                }
+            }
+            if lost {
                 return Err(reread(&transaction, source));
             }
         }
@@ -150,10 +166,18 @@ impl Sources {
     }
 
     /// The snapshot of a load is known: what it shows need not wait any longer.
-    pub fn snapshot(&mut self, instances: &[InstanceId], taken: &Snapshot) {
+    ///
+    /// Errors: `Identity` if it does not show a transaction that could not be followed.
+    pub fn snapshot(&mut self, instances: &[InstanceId], taken: &Snapshot) -> Result<()> {
         let mut freed = 0;
         for id in instances {
-            if let Some(Instance { phase: Phase::Loading { snapshot, held }, .. }) = self.find_mut(*id) {
+            if let Some(Instance { phase: Phase::Loading { snapshot, held, unread }, .. }) =
+                self.find_mut(*id)
+            {
+                if unread.iter().any(|xid| !taken.is_visible(*xid)) {
+                    let context = "a transaction that has to be read as rows is not visible yet";
+                    return Err(Error::new(ErrorKind::Identity, context));
+                }
                 held.retain(|(xid, changes)| {
                     let keep = !taken.is_visible(*xid);
                     if !keep {
@@ -165,6 +189,7 @@ impl Sources {
             }
         }
         self.held_bytes = self.held_bytes.saturating_sub(freed);
+        Ok(())
     }
 
     /// The rows are loaded: feeds what waited, and catches up until `until`.
@@ -173,7 +198,7 @@ impl Sources {
         for id in instances {
             let Some(instance) = self.find_mut(*id) else { continue };
             let before = std::mem::replace(&mut instance.phase, Phase::Live);
-            if let Phase::Loading { snapshot: Some(snapshot), held } = before {
+            if let Phase::Loading { snapshot: Some(snapshot), held, .. } = before {
                 instance.phase = Phase::CatchingUp { snapshot, until };
                 for change in held.into_iter().flat_map(|(_, changes)| changes) {
                     freed += change::size(&change);
@@ -280,7 +305,7 @@ mod tests {
             sources.feed(insert(xid as i64), xid, &mut feed).unwrap();
         }
         assert_eq!(ids(&feed), 0);
-        sources.snapshot(&[instance], &"100:103:101".parse().unwrap());
+        sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).unwrap();
         sources.loaded(&[instance], 500, &mut feed);
         // 101 was in progress, 103 began later.
         assert_eq!(ids(&feed), 2);
@@ -292,6 +317,17 @@ mod tests {
         assert!(sources.is_live(instance));
         sources.feed(insert(1), 102, &mut feed).unwrap();
         assert_eq!(ids(&feed), 1);
+    }
+
+    #[test]
+    fn what_can_not_be_followed_before_the_snapshot_is_known_is_decided_by_it() {
+        for (xid, fine) in [(99, true), (101, false)] {
+            let mut sources = Sources::default();
+            let instance = sources.require(&spec()).instance;
+            let lost = Transaction { oversized: true, touched: vec![7], ..Transaction::default() };
+            sources.feed(lost, xid, &mut Feed::new()).unwrap();
+            assert_eq!(sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).is_ok(), fine);
+        }
     }
 
     #[test]
