@@ -140,24 +140,37 @@ begin
     end loop;
 end $$;
 
--- Makes the publication hold exactly `tables`. Definer's rights because a publication can only be created by a role
+-- Makes the publication hold exactly `tables`; null drops it. Definer's rights because a publication can only be created by a role
 -- with CREATE on the database and filled by the owner of the tables; EXECUTE is only for the sidecar's role. It
 -- touches only names of our form and only sources of registered stream tables with a usable replica identity:
--- publishing any other table would make its UPDATE and DELETE fail.
+-- publishing any other table would make its UPDATE and DELETE fail. A table that is in and has become such a one
+-- leaves; what somebody reduced by hand (operations, columns, rows) is whole again.
 create or replace function pgtrickle.publication_sync(publication text, tables regclass[]) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     rel regclass;
     kind "char";
+    present oid[];
+    wanted oid[] := coalesce(tables, '{}')::oid[];
 begin
+    select coalesce(array_agg(r.prrelid), '{}') into present from pg_publication_rel r
+      join pg_publication p on p.oid = r.prpubid where p.pubname = publication;
     if publication is null or publication !~ '^pgtrickle_[0-9]+_[0-9a-f]{8}_[a-z0-9_]{1,20}$' then
         raise exception 'publication name % is not one of pgtrickle', quote_literal(publication) using errcode = '42501',
             hint = 'pgtrickle only touches publications named pgtrickle_<database oid>_<install id>_<pipeline>.';
     end if;
-    foreach rel in array coalesce(tables, '{}') loop
+    if tables is null then
+        execute format('drop publication if exists %I', publication);
+        return;
+    end if;
+    foreach rel in array tables loop
         if rel is null or not exists (
             select from pgtrickle.pgt_dependencies d where d.source = rel
             union all select from pgtrickle.pgt_stream_tables s where s.pgt_relid = rel) then
+            if rel = any (present) then
+                wanted := array_remove(wanted, rel::oid);
+                continue;
+            end if;
             raise exception 'table % is not a source of any stream table', rel using errcode = '42501',
                 hint = 'Only sources of registered stream tables enter a publication of pgtrickle.';
         end if;
@@ -165,6 +178,10 @@ begin
         if kind is distinct from 'f' and not exists (
             select from pg_index i where i.indrelid = rel and i.indimmediate and i.indisvalid
                and i.indpred is null and (kind = 'd' and i.indisprimary or kind = 'i' and i.indisreplident)) then
+            if rel = any (present) then
+                wanted := array_remove(wanted, rel::oid);
+                continue;
+            end if;
             raise exception 'table % has no usable replica identity', rel using errcode = '55000',
                 hint = 'Add a primary key, or set ALTER TABLE ... REPLICA IDENTITY FULL; until then it is captured by triggers.';
         end if;
@@ -172,13 +189,19 @@ begin
     if not exists (select from pg_publication p where p.pubname = publication) then
         execute format('create publication %I with (publish = %L, publish_via_partition_root = false)',
                        publication, 'insert,update,delete,truncate');
+    elsif exists (select from pg_publication p where p.pubname = publication
+                     and not (p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot)) then
+        execute format('alter publication %I set (publish = %L, publish_via_partition_root = false)',
+                       publication, 'insert,update,delete,truncate');
     end if;
     for rel in select r.prrelid::regclass from pg_publication_rel r
                  join pg_publication p on p.oid = r.prpubid
-                where p.pubname = publication and r.prrelid <> all (coalesce(tables, '{}')::oid[]) loop
+                where p.pubname = publication
+                  and (r.prrelid <> all (wanted) or to_jsonb(r) ->> 'prqual' is not null
+                       or to_jsonb(r) ->> 'prattrs' is not null) loop
         execute format('alter publication %I drop table only %s', publication, rel);
     end loop;
-    for rel in select distinct t from unnest(tables) t
+    for rel in select distinct t::regclass from unnest(wanted) t
                 where not exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
                                    where p.pubname = publication and r.prrelid = t) loop
         execute format('alter publication %I add table only %s', publication, rel);

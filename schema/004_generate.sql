@@ -120,8 +120,12 @@ begin
 end $$;
 
 -- apply_<id>(deleted, inserted): each element is the record text of one row of the query. Deletes first, then
--- inserts, so that a user's unique index sees no conflict that the new state does not have. The planner settings
--- make every batch an index lookup per row, however few rows the planner believes the table to have.
+-- inserts, so that a user's unique index sees no conflict that the new state does not have. Deferrable constraints and
+-- deferred triggers of the user's are checked at the end, here and as the owner: at the commit they would run as the
+-- sidecar (before 18) and their failure would hit all stream tables. A call with a null array is one of several; a call
+-- without one is the last. The planner settings
+-- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
+-- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -133,6 +137,7 @@ declare
     upd text;
     del text;
     ins text;
+    mend text := 'perform null';
 begin
     if keys is not null then
         select string_agg(quote_ident(u.k), ', ' order by u.ord) into k from unnest(keys) with ordinality u (k, ord);
@@ -155,6 +160,8 @@ begin
             rel, e_cols, view, pgtrickle._row_id('d.img'), t_cols);
         ins := format('insert into %s (%s, __pgt_row_id) select %s, %s from unnest($2::%s[]) e', rel, cols, e_cols,
                       pgtrickle._row_id(format('row(%s)::text', e_cols)), view);
+        mend := format('update %s t set __pgt_row_id = %s where t.__pgt_row_id <> %2$s', rel,
+                       pgtrickle._row_id(format('row(%s)::text', t_cols)));
     end if;
     execute format(
         E'create or replace function pgtrickle_queries.apply_%s(deleted text[], inserted text[], '
@@ -165,7 +172,11 @@ begin
 begin
     deleted_rows := 0;
     inserted_rows := 0;
+    set constraints all deferred;
     %s
+    if $1 is null and $2 is null then
+        %s;
+    end if;
     if cardinality($1) > 0 then
         %s;
         get diagnostics deleted_rows = row_count;
@@ -175,7 +186,10 @@ begin
         get diagnostics inserted_rows = row_count;
     end if;
     %s
-end', pgtrickle._writer(id::text), del, ins, pgtrickle._writer('')));
+    if $1 is not null and $2 is not null then
+        set constraints all immediate;
+    end if;
+end', pgtrickle._writer(id::text), mend, del, ins, pgtrickle._writer('')));
     execute format('revoke all on function pgtrickle_queries.apply_%s(text[], text[]) from public', id);
 end $$;
 
@@ -196,12 +210,13 @@ declare
 begin
     if keys is not null then
         diff := format(
-            'select case when q.%1$s is null then 1 when t.%1$s is null then 3 else 2 end as kind,
+            'select case when q.__pgt_copies > 1 then 0 when q.%1$s is null then 1 when t.%1$s is null then 3 else 2 end as kind,
                     case when q.%1$s is null then row(%2$s)::text else row(%3$s)::text end as rec
-               from (select * from %4$s) q full join %5$s t on %6$s
-              where q.%1$s is null or t.%1$s is null
+               from (select v.*, count(*) over (partition by %7$s) as __pgt_copies from %4$s v) q full join %5$s t on %6$s
+              where q.%1$s is null or t.%1$s is null or q.__pgt_copies > 1
                  or (row(%3$s)::record operator(pg_catalog.*<>) row(%2$s)::record and row(%3$s)::text <> row(%2$s)::text)',
-            k1, t_cols, q_cols, view, rel, pgtrickle._key_match(rel, 'q', 't'));
+            k1, t_cols, q_cols, view, rel, pgtrickle._key_match(rel, 'q', 't'),
+            (select string_agg(format('v.%I', u.k), ', ' order by u.ord) from unnest(keys) with ordinality u (k, ord)));
         fill := format('insert into %s (%s) select %s from %s q', rel, cols, q_cols, view);
     else
         diff := format(
@@ -229,11 +244,13 @@ begin
     inserted_rows := 0;
     updated_rows := 0;
     deleted_rows := 0;
+    set constraints all deferred;
     %6$s
     if not exists (select from %1$s) then
         %2$s;
         get diagnostics inserted_rows = row_count;
         %7$s
+        set constraints all immediate;
         return;
     end if;
     %3$s
@@ -250,7 +267,11 @@ begin
                                      case when as_pairs and y.kind = 2 then 2 else 1 end) p (n)) x) c
                  group by c.kind, c.part order by c.kind
             loop
-                if b.kind = 1 then
+                -- The key was proven by a constraint that is gone: one of these rows would replace the other.
+                if b.kind = 0 then
+                    raise exception ''the query has several rows with one key'' using errcode = ''21000'',
+                        hint = ''A unique constraint of a source was dropped: bring it back, or create the stream table again.'';
+                elsif b.kind = 1 then
                     select * into done from pgtrickle_queries.apply_%5$s(b.recs, null);
                     deleted_rows := deleted_rows + done.deleted_rows;
                 else
@@ -265,6 +286,7 @@ begin
             if as_pairs then
                 deleted_rows := deleted_rows - updated_rows;
             end if;
+            set constraints all immediate;
             return;
         exception when unique_violation then
             if as_pairs then

@@ -26,6 +26,14 @@ begin
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         raise exception 'the query of a stream table must be a single SELECT' using errcode = '42601',
             detail = pg_catalog.concat('PostgreSQL says: ', sqlerrm), hint = 'Pass one SELECT statement without any other command.';
+    when insufficient_privilege then
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        raise exception '%', sqlerrm using errcode = '42501',
+            hint = 'Whoever creates a stream table needs the SELECT right on everything that its query reads.';
+    when undefined_table then
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        raise exception '%', sqlerrm using errcode = '42P01',
+            hint = 'Check the name and the search_path, or write schema.name.';
     end;
     begin
         execute pg_catalog.concat(verb, target, E' as\n', query);

@@ -30,6 +30,15 @@ begin
     end if;
 end $$;
 
+-- Whether everything up to `target` is in: the frontier has passed it, and no stream table that was live (as far as
+-- the caller may see them) still waits for its reconcile after a start.
+create or replace function pgtrickle._has_passed(target pg_lsn, pipe text) returns boolean
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+    select exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target)
+       and not exists (select from pgtrickle.pgt_stream_tables s
+                        where s.pipeline = pipe and s.status = 'INITIALIZING' and s.frontier is not null)
+$$;
+
 -- Waits until the pipeline's frontier has passed `target`; false when the time is over.
 create or replace function pgtrickle._wait_frontier(target pg_lsn, timeout interval, pipe text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -39,7 +48,7 @@ declare
     pause double precision := 0.002;
 begin
     loop
-        if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target) then
+        if pgtrickle._has_passed(target, pipe) then
             return true;
         end if;
         if clock_timestamp() > deadline then
@@ -74,7 +83,7 @@ begin
     if target is null then
         target := case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end;
     end if;
-    if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = wait_for.pipeline and p.frontier >= target) then
+    if pgtrickle._has_passed(target, pipeline) then
         return true;
     end if;
     obstacle := pgtrickle._cannot_wait();

@@ -93,6 +93,10 @@ async fn analyze_in(
     source: TreeSource<'_>,
     stream_tables: &HashMap<u32, StreamTable>,
 ) -> Result<Analysis> {
+    // An ALTER TABLE or DROP of the application locks a source and then the views over it, we the other way round: we
+    // give way long before its deadlock check (1 s by default) would end its statement in place of ours.
+    let give_way = "set local lock_timeout = '200ms'";
+    transaction.batch_execute(give_way).await.map_err(|e| lookup::failed(e, "analyse a query"))?;
     let view = match source {
         TreeSource::View(oid) => oid,
         TreeSource::Text { query, columns } => temporary_view(transaction, query, columns).await?,
@@ -153,7 +157,8 @@ fn wrong_query(error: tokio_postgres::Error) -> Error {
     let state = said.code().code().to_owned();
     // Without the right to make temporary tables it is not the query that is wrong.
     let temporary = state == "42501" && said.message().contains("temporary");
-    if temporary || state.starts_with("08") || state.starts_with("57") || state == "25006" {
+    let contention = matches!(state.as_str(), "55P03" | "40P01");
+    if temporary || contention || state.starts_with("08") || state.starts_with("57") || state == "25006" {
         return lookup::failed(error, "analyse a query");
     }
     let wrong = Error::new(ErrorKind::Query, said.message()).with_sqlstate(state);

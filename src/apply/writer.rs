@@ -52,6 +52,9 @@ pub enum Note {
     Installed { view: ViewId, refresh: Option<i64> },
 }
 
+/// Arguments of one call of an apply function: deleted and inserted rows; `None`: more calls follow.
+type Call<'a> = (Option<&'a [String]>, Option<&'a [String]>);
+
 /// The one session that writes stream tables.
 pub struct Writer {
     client: Client,
@@ -244,6 +247,15 @@ impl Writer {
         for (view, batch) in batches {
             self.client.batch_execute("savepoint one").await.map_err(error)?;
             let mut outcome = self.call(*view, batch).await;
+            if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Apply && e.sqlstate() == Some("55000"))
+            {
+                // Rows are found by a hash of their text, which a renamed enum label changes.
+                self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
+                outcome = match self.mend_row_ids(*view).await {
+                    Ok(()) => self.call(*view, batch).await,
+                    Err(e) => Err(e),
+                };
+            }
             if outcome.as_ref().is_err_and(|e| e.sqlstate() == Some("23505")) {
                 // A unique index of the user's sees old and new values at once when rows are replaced in place:
                 // delete them all first, then insert.
@@ -285,12 +297,21 @@ impl Writer {
             .with_sqlstate("55000")
             .with_hint("the stream table is reconciled with its query"));
         }
+        stored(batch, inserted)?;
         let updated = batch.replaced as i64;
         Ok((view, Written { inserted: inserted - updated, updated, deleted }))
     }
 
+    /// Hashes all rows of a row-id table again; the other form has nothing to mend.
+    async fn mend_row_ids(&self, view: ViewId) -> Result<()> {
+        let Some(statement) = self.calls.get(&view) else { return Ok(()) };
+        let none: Option<Vec<String>> = None;
+        self.client.query_one(statement, &[&none, &none]).await.map(drop).map_err(error)
+    }
+
     async fn call_unchecked(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
-        self.call_rows(view, batch).await?;
+        let (_, inserted) = self.call_rows(view, batch).await?;
+        stored(batch, inserted)?;
         let updated = batch.replaced as i64;
         let inserted = batch.inserted.len() as i64 - updated;
         let deleted = (batch.deleted.len() - batch.inserted.len()) as i64;
@@ -304,15 +325,17 @@ impl Writer {
             let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
             return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
         };
-        let none: &[String] = &[];
         let (mut deleted, mut inserted) = (0, 0);
-        let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (rows, none));
-        let inserts = batch.inserted.chunks(CALL_ROWS).map(|rows| (none, rows));
         let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
-        let calls: Vec<(&[String], &[String])> = match small {
-            true => vec![(&batch.deleted, &batch.inserted)],
-            // All deletes come before any insert: keys and unique values may move between rows.
-            false => deletes.chain(inserts).collect(),
+        let calls: Vec<Call<'_>> = match small {
+            true => vec![(Some(&batch.deleted), Some(&batch.inserted))],
+            // All deletes come before any insert: keys and unique values may move between rows. The last call, without
+            // rows, has deferrable constraints checked.
+            false => {
+                let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (Some(rows), None));
+                let inserts = batch.inserted.chunks(CALL_ROWS).map(|rows| (None, Some(rows)));
+                deletes.chain(inserts).chain([(Some(&[][..]), Some(&[][..]))]).collect()
+            }
         };
         for (gone, new) in calls {
             let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
@@ -322,4 +345,15 @@ impl Writer {
         }
         Ok((deleted, inserted))
     }
+}
+
+/// A trigger or rule of a user's can drop rows without a word.
+fn stored(batch: &Batch, inserted: i64) -> Result<()> {
+    if inserted == batch.inserted.len() as i64 {
+        return Ok(());
+    }
+    let context = format!("{inserted} rows were stored instead of {}", batch.inserted.len());
+    Err(Error::new(ErrorKind::Apply, context)
+        .with_sqlstate("55000")
+        .with_hint("a trigger or rule on the stream table keeps rows out: drop it"))
 }

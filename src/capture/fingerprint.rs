@@ -12,21 +12,43 @@ use crate::error::Result;
 use crate::postgres::sessions::error;
 
 /// Fingerprints by relation OID. A relation that is gone has none.
-pub type Fingerprints = BTreeMap<u32, String>;
+pub type Fingerprints = BTreeMap<u32, Fingerprint>;
 
-/// `xmin` of the attribute rows is in: it moves with every ALTER of a column, also one that keeps the type.
+/// The shape of a source as far as held rows depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// Names, types, identity, children, labels.
+    shape: String,
+    /// `xmin` of the held columns' `pg_attribute` rows: every ALTER of a column moves it, also one that keeps the type;
+    /// so does a GRANT on a column.
+    marks: String,
+    /// `relfilenode`: moves with every rewrite, also with TRUNCATE and VACUUM FULL.
+    file: u32,
+}
+
+impl Fingerprint {
+    /// Whether rows may have changed without a row change in the WAL. A rewrite by ALTER moves both marks and file in
+    /// one transaction; a GRANT moves only the first, a TRUNCATE only the second.
+    pub fn differs(&self, now: &Fingerprint) -> bool {
+        self.shape != now.shape || (self.marks != now.marks && self.file != now.file)
+    }
+}
+
 const SQL: &str = "
 select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity,
     (select string_agg(concat_ws(',', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
-                                 a.attgenerated, a.xmin), ';' order by a.attnum)
+                                 a.attgenerated), ';' order by a.attnum)
        from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         and a.attnum = any(w.attributes)),
     (select string_agg(concat_ws(',', e.enumtypid, e.oid, e.enumlabel), ';' order by e.oid) from pg_catalog.pg_enum e
       where e.enumtypid in (select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = any(w.attributes))),
     (select string_agg(concat_ws(',', i.indexrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indisvalid), ';'
             order by i.indexrelid)
-       from pg_catalog.pg_index i where i.indrelid = c.oid and (i.indisprimary or i.indisreplident)),
-    (select string_agg(h.inhrelid::text, ',' order by h.inhrelid) from pg_catalog.pg_inherits h where h.inhparent = c.oid)))
+       from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique),
+    (select string_agg(h.inhrelid::text, ',' order by h.inhrelid) from pg_catalog.pg_inherits h where h.inhparent = c.oid))),
+    (select coalesce(string_agg(a.xmin::text, ',' order by a.attnum), '') from pg_catalog.pg_attribute a
+      where a.attrelid = c.oid and a.attnum = any(w.attributes) and not a.attisdropped),
+    c.relfilenode
 from pg_catalog.unnest($1::pg_catalog.oid[]) with ordinality o(oid, n)
 join lateral (select array(select x::int2 from pg_catalog.unnest(pg_catalog.string_to_array(($2::text[])[o.n], ',')) x)) w(attributes) on true
 join pg_catalog.pg_class c on c.oid = o.oid
@@ -40,5 +62,7 @@ pub async fn read(client: &Client, held: &[(u32, Vec<i16>)]) -> Result<Fingerpri
         .map(|(_, attributes)| attributes.iter().map(i16::to_string).collect::<Vec<_>>().join(","))
         .collect();
     let rows = client.query(SQL, &[&oids, &lists]).await.map_err(error)?;
-    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+    let fingerprint =
+        |r: &tokio_postgres::Row| Fingerprint { shape: r.get(1), marks: r.get(2), file: r.get(3) };
+    Ok(rows.iter().map(|r| (r.get(0), fingerprint(r))).collect())
 }

@@ -22,15 +22,19 @@ pub async fn add_tables(client: &Client, publication: &str, wanted: &[SourceSpec
     Ok(missing.iter().map(|s| s.oid).collect())
 }
 
-async fn exists(client: &Client, publication: &str) -> Result<bool> {
+/// Whether there is such a publication.
+pub async fn exists(client: &Client, publication: &str) -> Result<bool> {
     const SQL: &str = "select exists (select from pg_catalog.pg_publication where pubname = $1)";
     Ok(client.query_one(SQL, &[&publication]).await.map_err(error)?.get(0))
 }
 
-/// OIDs of the tables in the publication.
+/// OIDs of the tables that the publication publishes whole: a row filter, a column list or a reduced set of operations
+/// would drop changes without a word.
 pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
     const SQL: &str = "select r.prrelid from pg_catalog.pg_publication_rel r
-        join pg_catalog.pg_publication p on p.oid = r.prpubid where p.pubname = $1";
+        join pg_catalog.pg_publication p on p.oid = r.prpubid
+        where p.pubname = $1 and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot
+          and pg_catalog.to_jsonb(r) ->> 'prqual' is null and pg_catalog.to_jsonb(r) ->> 'prattrs' is null";
     let rows = client.query(SQL, &[&publication]).await.map_err(error)?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
@@ -38,8 +42,11 @@ pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
 /// Makes the publication hold exactly `oids`: directly where our role may (it owns publication and tables), else
 /// through `pgtrickle.publication_sync`, which the installing role owns.
 pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Result<()> {
+    // A table that is no source any more (left by an earlier life) leaves by not being named; the function would refuse it.
     const SQL: &str = "select pgtrickle.publication_sync($1, array(select o::pg_catalog.regclass
-        from pg_catalog.unnest($2::pg_catalog.oid[]) o where exists (select from pg_catalog.pg_class c where c.oid = o)))";
+        from pg_catalog.unnest($2::pg_catalog.oid[]) o where exists (select from pg_catalog.pg_class c where c.oid = o)
+         and (exists (select from pgtrickle.pgt_dependencies d where d.source = o)
+           or exists (select from pgtrickle.pgt_stream_tables s where s.pgt_relid = o))))";
     let mut attempt = 0;
     loop {
         match client.execute(SQL, &[&publication, &oids]).await.map_err(error) {
@@ -58,6 +65,13 @@ pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Res
             Err(e) => return Err(e.during("changing the publication")),
         }
     }
+}
+
+/// Drops the publication.
+pub async fn remove(client: &Client, publication: &str) -> Result<()> {
+    const SQL: &str = "select pgtrickle.publication_sync($1, null)";
+    client.execute(SQL, &[&publication]).await.map_err(error)?;
+    Ok(())
 }
 
 /// Waits until no transaction is left that held a write lock on one of the tables when this was called: what it wrote

@@ -85,6 +85,13 @@ impl SourceSpec {
         format!("{}.{}", quote(&self.schema), quote(&self.name))
     }
 
+    /// Whether a column's type was made by a user: the text of its values may depend on the catalog.
+    pub fn has_users_types(&self) -> bool {
+        /// OIDs below are given by initdb.
+        const FIRST_NORMAL_OID: u32 = 16384;
+        self.columns.iter().any(|c| c.type_oid >= FIRST_NORMAL_OID)
+    }
+
     /// For the pgoutput assembler.
     pub fn wanted(&self) -> Vec<WantedAttribute> {
         let wanted =

@@ -201,6 +201,65 @@ fn check_age(known: &[(String, String)], version: Option<i32>) -> Result<()> {
     }
 }
 
+/// Checks that a sidecar of this version can work with the schema in the database. Reads only.
+///
+/// # Errors
+/// [`ErrorKind::SchemaVersion`] when there is no schema, an older or newer one, or that of the extension `pg_trickle`;
+/// [`ErrorKind::Privilege`] when the role was not given the rights of a sidecar.
+pub async fn check_installed(client: &Client) -> Result<()> {
+    const LOOK: &str = "select exists (select from pg_catalog.pg_extension where extname = 'pg_trickle'),
+            exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                     where n.nspname = 'pgtrickle' and c.relname = 'schema_files'),
+            coalesce((select pg_catalog.has_schema_privilege(n.oid, 'USAGE') from pg_catalog.pg_namespace n
+                       where n.nspname = 'pgtrickle'), true),
+            current_user::text";
+    let row = client.query_one(LOOK, &[]).await.map_err(failed("look for the schema"))?;
+    if row.get(0) {
+        return Err(extension_found());
+    }
+    if !row.get::<_, bool>(1) {
+        return Err(Error::new(
+            ErrorKind::SchemaVersion,
+            "the pgtrickle schema is not installed in this database",
+        )
+        .with_hint("run `pgtrickle init` once, as a superuser or the owner of the database"));
+    }
+    let role: String = row.get(3);
+    let no_rights = || {
+        Error::new(ErrorKind::Privilege, format!("the role {role} has no rights on the pgtrickle schema"))
+            .with_sqlstate("42501")
+            .with_hint(format!("run `pgtrickle init --sidecar-role {role}` once, as a superuser"))
+    };
+    if !row.get::<_, bool>(2) {
+        return Err(no_rights());
+    }
+    const RIGHTS: &str = "select pg_catalog.has_table_privilege('pgtrickle.pgt_pipelines', 'UPDATE')
+        and pg_catalog.has_function_privilege('pgtrickle.publication_sync(text, pg_catalog.regclass[])', 'EXECUTE')";
+    const STATE: &str = "select (select value::int from pgtrickle.settings where key = 'schema_version'),
+            array(select file from pgtrickle.schema_files), array(select checksum from pgtrickle.schema_files)";
+    let state =
+        client.query_one(STATE, &[]).await.map_err(|e| match failed("read the schema's version")(e) {
+            e if e.kind() == ErrorKind::Privilege => no_rights(),
+            e => e,
+        })?;
+    let (files, sums): (Vec<String>, Vec<String>) = (state.get(1), state.get(2));
+    let known: Vec<(String, String)> = files.into_iter().zip(sums).collect();
+    check_age(&known, state.get(0))?;
+    let stale =
+        FILES.iter().find(|f| !known.iter().any(|(name, sum)| name == f.name && *sum == f.checksum()));
+    if let Some(file) = stale {
+        return Err(Error::new(
+            ErrorKind::SchemaVersion,
+            format!("the schema in the database is not that of this binary: {} differs", file.name),
+        )
+        .with_hint("run `pgtrickle init` with this binary: it upgrades the schema"));
+    }
+    match client.query_one(RIGHTS, &[]).await.map_err(failed("look at the role's rights"))?.get(0) {
+        true => Ok(()),
+        false => Err(no_rights()),
+    }
+}
+
 /// Maps the server's error: the kind from its SQLSTATE, the context from its message.
 fn failed(what: &str) -> impl Fn(tokio_postgres::Error) -> Error + use<> {
     let what = format!("can't {what}");

@@ -31,6 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
+    /// It was kept incrementally before (it has a frontier of its own).
+    pub was_live: bool,
 }
 
 impl StreamTableRow {
@@ -46,7 +48,8 @@ impl StreamTableRow {
 /// All stream tables of a pipeline.
 pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
     const SQL: &str = "select s.pgt_id, s.pgt_schema, s.pgt_name, c.oid, v.oid, s.schedule, s.requested_refresh_mode,
-            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors
+            s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors,
+            s.frontier is not null
         from pgtrickle.pgt_stream_tables s
         left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_class v on v.oid = s.query_view
         where s.pipeline = $1 order by s.pgt_id";
@@ -64,6 +67,7 @@ pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<Stream
         key_columns: r.get(9),
         version: r.get(10),
         errors: r.get(11),
+        was_live: r.get(12),
     };
     Ok(rows.iter().map(row).collect())
 }
@@ -239,20 +243,22 @@ pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()
     Ok(())
 }
 
-/// Stores what a stream table reads.
+/// Stores what a stream table reads: relations by OID (a name could not be looked up without USAGE on its schema).
 pub async fn set_dependencies(
     client: &Client,
     view: ViewId,
-    sources: &[(String, &'static str, Vec<String>)],
+    sources: &[(u32, &'static str, Vec<String>)],
 ) -> Result<()> {
     const SQL: &str = "insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
-        select $1, pg_catalog.to_regclass($2), $2, $3, $4
+        select $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3, $4
+          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.oid = $2
         on conflict (pgt_id, source_name) do update set source = excluded.source, source_type = excluded.source_type,
             columns_used = excluded.columns_used
         where (pgt_dependencies.source, pgt_dependencies.source_type, pgt_dependencies.columns_used)
             is distinct from (excluded.source, excluded.source_type, excluded.columns_used)";
-    for (name, kind, columns) in sources {
-        client.execute(SQL, &[&view, name, kind, columns]).await.map_err(error)?;
+    for (oid, kind, columns) in sources {
+        client.execute(SQL, &[&view, oid, kind, columns]).await.map_err(error)?;
     }
     Ok(())
 }

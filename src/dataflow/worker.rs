@@ -107,6 +107,11 @@ pub(super) fn run(worker: &mut Worker, channels: Option<Channels>, requests: Req
             let command = inbox.borrow_mut().pop_front();
             let Some(command) = command else { break };
             if matches!(command, Command::Shutdown) {
+                // Otherwise the worker would go on until all dataflows are complete, and one that waits for an answer of
+                // the evaluation service never is.
+                for dataflow in worker.installed_dataflows() {
+                    worker.drop_dataflow(dataflow);
+                }
                 return;
             }
             state.execute(command, worker);

@@ -38,11 +38,22 @@ pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationReq
     Ok(())
 }
 
-/// The statement that evaluates a batch: the expressions themselves, or the call of the owner's function.
+/// The statement that evaluates a batch: the expressions themselves, or the call of the owner's function. The condition
+/// names no column, so the server decides it before it calls anything: a function that was exchanged is not run, its
+/// rows stay away, and the pipeline starts anew and looks at the stream table again.
 fn call(view: ViewId, batch: &RemoteBatch) -> String {
     let Some(number) = batch.owner_function else { return evaluation_sql(batch) };
     let arguments: Vec<String> = (1..=batch.inputs.len().max(1)).map(|i| format!("${i}::text[]")).collect();
-    format!("select o, r from pgtrickle_queries.evaluate_{view}_{number}({})", arguments.join(", "))
+    let name = format!("pgtrickle_queries.evaluate_{view}_{number}");
+    let types = vec!["pg_catalog.text[]"; arguments.len()].join(", ");
+    format!(
+        "select o, r from {name}({})
+         where (select p.prosecdef and p.proowner = c.relowner
+                  from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
+                  join pg_catalog.pg_proc p on p.oid = pg_catalog.to_regprocedure('{name}({types})')
+                 where s.pgt_id = {view})",
+        arguments.join(", ")
+    )
 }
 
 struct Evaluator {

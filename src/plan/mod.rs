@@ -206,11 +206,11 @@ impl Rel {
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
     pub fn number_user_batches(&mut self) {
         fn walk(rel: &mut Rel, next: &mut u32) {
-            if let Rel::Evaluate { batch, .. } = rel {
-                if batch.exprs.iter().any(|e| !e.builtin_only) {
-                    batch.owner_function = Some(*next);
-                    *next += 1;
-                }
+            if let Rel::Evaluate { batch, .. } = rel
+                && batch.exprs.iter().any(|e| !e.builtin_only)
+            {
+                batch.owner_function = Some(*next);
+                *next += 1;
             }
             match rel {
                 Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}

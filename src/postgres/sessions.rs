@@ -223,14 +223,28 @@ pub fn kind_of(sqlstate: &str) -> ErrorKind {
     }
 }
 
+/// Poolers refuse startup parameters that they do not know (pgbouncer: `unsupported startup parameter: options`).
+pub fn is_pooler(sqlstate: &str, message: &str) -> bool {
+    sqlstate == "08P01" && message.contains("unsupported startup parameter")
+}
+
+/// What to do about a pooler.
+pub const POOLER_HINT: &str =
+    "a connection pooler is in between: connect to the server directly, replication can't pass through it";
+
 /// An error of the SQL client with its kind, SQLSTATE, and hint.
 pub fn error(e: tokio_postgres::Error) -> Error {
     if let Some(db) = e.as_db_error() {
         let state = db.code().code().to_owned();
+        if is_pooler(&state, db.message()) {
+            return Error::new(ErrorKind::ServerSetup, db.message().to_owned())
+                .with_sqlstate(state)
+                .with_hint(POOLER_HINT);
+        }
         let mut error = Error::new(kind_of(&state), db.message().to_owned()).with_sqlstate(state);
         if let Some(hint) = db.hint() {
             error = error.with_hint(hint.to_owned());
-        } else if let Some(hint) = connect_hint(db.code(), db.message()) {
+        } else if let Some(hint) = connect_hint(db.code()) {
             error = error.with_hint(hint);
         }
         return error;
@@ -238,6 +252,17 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     let text = e.to_string();
     let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
     let said = format!("{text}{cause}");
+    // The server answered, but not what the statement promises: no other connection helps.
+    const OURS: &[&str] = &[
+        "query returned an unexpected",
+        "error serializing",
+        "error deserializing",
+        "invalid column",
+        "error retrieving",
+    ];
+    if OURS.iter().any(|start| text.starts_with(start)) {
+        return Error::internal(said).with_hint("please report this with the log").with_source(e);
+    }
     let (kind, hint) = if said.contains("password") {
         (ErrorKind::Authentication, "set the password in the URL, in PGPASSWORD or in a password file")
     } else if said.contains("tls") || said.contains("TLS") {
@@ -251,14 +276,11 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     Error::new(kind, said).with_hint(hint).with_source(e)
 }
 
-fn connect_hint(code: &SqlState, message: &str) -> Option<&'static str> {
+fn connect_hint(code: &SqlState) -> Option<&'static str> {
     match code.code() {
         "28P01" => Some("the password is wrong: set it in the URL, in PGPASSWORD or in a password file"),
         "28000" => Some("pg_hba.conf on the server has no rule that lets this role in from here"),
         "3D000" => Some("name an existing database in the URL or with PGDATABASE"),
-        "08P01" if message.contains("unsupported startup parameter") => Some(
-            "a connection pooler is in between: connect to the server directly, replication can't pass through it",
-        ),
         _ => None,
     }
 }

@@ -11,7 +11,7 @@ use tokio_postgres::config::{Host, SslMode};
 
 use super::names::PipelineNames;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::sessions::{Purpose, Target, kind_of};
+use crate::postgres::sessions::{POOLER_HINT, Purpose, Target, is_pooler, kind_of};
 
 /// The server sends something at least every `wal_sender_timeout / 2` (30 s by default); silence for longer than this
 /// means a dead connection.
@@ -206,14 +206,20 @@ fn error(e: PgWireError) -> Error {
     match &e {
         PgWireError::Server(message) => {
             let state = sqlstate_in(message).unwrap_or("XX000").to_owned();
-            let kind = match state.as_str() {
+            let (kind, hint) = match state.as_str() {
                 // Slot missing, lost, or in use: the history is to be diagnosed again.
-                "42704" | "55000" => ErrorKind::Identity,
-                "55006" => ErrorKind::Connection,
-                "58P01" => ErrorKind::Identity,
-                other => kind_of(other),
+                "42704" | "55000" | "58P01" => (ErrorKind::Identity, None),
+                "55006" => (ErrorKind::Connection, None),
+                "53300" if message.contains("max_wal_senders") => (
+                    ErrorKind::ServerSetup,
+                    Some("raise max_wal_senders (needs a restart), or end what streams"),
+                ),
+                other if is_pooler(other, message) => (ErrorKind::ServerSetup, Some(POOLER_HINT)),
+                other => (kind_of(other), None),
             };
-            Error::new(kind, text.clone()).with_sqlstate(state).with_source(e)
+            let error = Error::new(kind, text.clone()).with_sqlstate(state);
+            let error = hint.into_iter().fold(error, Error::with_hint);
+            error.with_source(e)
         }
         PgWireError::Auth(_) => Error::new(ErrorKind::Authentication, text).with_source(e),
         PgWireError::Tls(_) => Error::new(ErrorKind::Authentication, text).with_source(e),

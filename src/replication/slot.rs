@@ -51,7 +51,11 @@ pub async fn create(client: &Client, name: &str, major: u32) -> Result<u64> {
         }
         _ => "select lsn from pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')",
     };
-    let row = client.query_one(sql, &[&name]).await.map_err(|e| explain(error(e), name))?;
+    // It waits for transactions of the whole cluster and blocks nobody meanwhile: starting over would only wait longer.
+    client.batch_execute("set lock_timeout = 0").await.map_err(error)?;
+    let created = client.query_one(sql, &[&name]).await.map_err(|e| explain(error(e), name));
+    client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
+    let row = created?;
     Ok(row.get::<_, PgLsn>(0).into())
 }
 

@@ -88,6 +88,12 @@ pub(super) struct Engine {
     pub reason: String,
     pub watched: Watched,
     pub announced: bool,
+    /// The stream tables found at the start have joined, in one apply. Before that nothing is written and the frontier
+    /// stands: whoever waits for it must find their rows (invariant 2).
+    pub settled: bool,
+    pub prepared_once: bool,
+    /// The first layouts are registered: from then on changes can be decoded.
+    registered: bool,
     skipping: bool,
 }
 
@@ -143,6 +149,9 @@ impl Engine {
             reason: reason.to_owned(),
             watched: Watched::default(),
             announced: false,
+            settled: false,
+            prepared_once: false,
+            registered: false,
             skipping: false,
         })
     }
@@ -205,13 +214,11 @@ impl Engine {
         }
     }
 
-    /// Backpressure: what waits in memory is bounded, the rest waits in the WAL.
+    /// Backpressure: what waits in memory is bounded, the rest waits in the WAL. Nothing is read before it can be
+    /// decoded.
     fn wants_input(&self) -> bool {
         let limit = usize::try_from(self.options.memory_limit / 8).unwrap_or(usize::MAX);
-        let loading = self.barriers.iter().any(|b| b.reply.is_none() && !b.assigned.is_empty());
-        self.queue_bytes < limit
-            && self.sources.held_bytes() < limit
-            && !(loading && self.queue.len() > 100_000)
+        (self.settled || self.registered) && self.queue_bytes < limit && self.sources.held_bytes() < limit
     }
 
     fn receive(&mut self, event: StreamEvent) -> Result<()> {
@@ -282,6 +289,8 @@ impl Engine {
             Some(prepare::Event::Recomputed { view, outcome }) => self.recomputed(view, outcome).await,
             Some(prepare::Event::Done(outcome)) => {
                 self.preparing = None;
+                // Also what an earlier life had published and nobody reads any more.
+                self.watched.shrunk = false;
                 self.drop_unused()?;
                 outcome
             }
@@ -289,6 +298,7 @@ impl Engine {
     }
 
     fn register(&mut self, specs: Vec<SourceSpec>, reply: oneshot::Sender<Vec<Assigned>>) -> Result<()> {
+        self.registered = true;
         let mut assigned = Vec::new();
         for spec in specs {
             let place = self.sources.require(&spec);

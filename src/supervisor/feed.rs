@@ -46,7 +46,9 @@ impl Engine {
         if self.flights.is_empty() {
             self.feed()?;
         }
-        if self.applying.is_none() && self.pending.is_some() {
+        self.settled |= self.has_settled();
+        let joint = self.pending.as_ref().is_some_and(|p| self.settled || !p.installs.is_empty());
+        if self.applying.is_none() && joint {
             self.start_apply();
         }
         self.open_barriers();
@@ -91,6 +93,16 @@ impl Engine {
         self.flights.push_back(Flight { epoch: self.epoch, progress, installs });
         self.epoch += 1;
         Ok(())
+    }
+
+    /// Whether everything that was there at the start has found its place.
+    fn has_settled(&self) -> bool {
+        let on_its_way =
+            |s: &State| matches!(s, State::Preparing | State::Waiting(_) | State::Installing { .. });
+        self.watched.known
+            && self.preparing.is_none()
+            && self.applying.is_none()
+            && !self.views.0.values().any(|v| on_its_way(&v.state))
     }
 
     /// Prepared stream tables whose sources are live and whose upstreams are installed, in an order in which each
@@ -246,7 +258,7 @@ impl Engine {
     /// Writes the frontier without any delta: on an idle database, and for those who wait for it.
     pub fn write_frontier(&mut self) {
         let idle = self.queue.is_empty() && self.flights.is_empty() && !self.assembler.in_transaction();
-        if !idle || self.pending.is_some() || self.applying.is_some() {
+        if !self.settled || !idle || self.pending.is_some() || self.applying.is_some() {
             return;
         }
         let progress = Progress { frontier: self.received, data_time: self.server_time, xids: Vec::new() };

@@ -131,10 +131,14 @@ impl Engine {
     /// to pass.
     pub fn refresh_requested(&mut self, request: &Request) {
         let Some(id) = request.pgt_id else { return };
-        if let Some(State::Full { due, .. }) = self.views.0.get_mut(&id).map(|v| &mut v.state) {
-            *due = Instant::now();
-            self.watched.full_requests.entry(id).or_default().push((request.request, request.role.clone()));
+        let request = (request.request, request.role.clone());
+        match self.views.0.get_mut(&id).map(|v| &mut v.state) {
+            Some(State::Full { due, .. }) => *due = Instant::now(),
+            Some(State::Active(_) | State::Installing { .. } | State::Waiting(_)) => return,
+            // Not decided yet: if it becomes FULL, its first recomputation answers.
+            _ => {}
         }
+        self.watched.full_requests.entry(id).or_default().push(request);
     }
 }
 
@@ -150,6 +154,10 @@ async fn recompute(
     let initiated = if manual { "MANUAL" } else { "SCHEDULER" };
     let refresh = history::start(&client, view, "FULL", None, initiated).await?;
     let outcome = async {
+        // One recomputation of a stream table at a time, also across a take-over: the lock comes before the snapshot, so
+        // whoever comes second sees what the first has written, and its fence the newer generation.
+        const ALONE: &str = "select pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('pgtrickle recompute ' || $1::bigint::text, 0))";
+        client.execute(ALONE, &[&view]).await.map_err(error)?;
         client.batch_execute("begin isolation level repeatable read").await.map_err(error)?;
         const FENCE: &str = "select from pgtrickle.pgt_pipelines where pipeline = $1 and generation = $2";
         if client.query_opt(FENCE, &[&pipeline, &generation]).await.map_err(error)?.is_none() {

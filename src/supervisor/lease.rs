@@ -2,9 +2,10 @@
 
 use tokio_postgres::Client;
 
+use crate::catalog::migrate;
 use crate::catalog::store::{self, Identity, PipelineRow};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::sessions::error;
+use crate::postgres::sessions::{PINNED, error};
 use crate::replication::PipelineNames;
 
 /// `classid` of the advisory lock; `objid` is `hashtext(pipeline)`. The SQL functions look it up in `pg_locks`.
@@ -21,21 +22,13 @@ pub struct Lease {
 
 /// Checks the server and takes the pipeline over on `control`.
 ///
-/// Errors: `ServerSetup` (standby, wal_level, encoding), `LeaseHeld` (a second sidecar), `SchemaVersion` (no schema).
+/// Errors: `ServerSetup` (standby, wal_level, encoding, a pooler), `SchemaVersion` and `Privilege` (no or another schema,
+/// no rights on it), `LeaseHeld` (a second sidecar).
 pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
+    check_settings(control).await?;
     let identity = store::identity(control).await?;
     check_server(&identity)?;
-    let installed = control
-        .query_one("select pg_catalog.to_regclass('pgtrickle.pgt_pipelines') is not null", &[])
-        .await
-        .map_err(error)?;
-    if !installed.get::<_, bool>(0) {
-        return Err(Error::new(
-            ErrorKind::SchemaVersion,
-            "the pgtrickle schema is not installed in this database",
-        )
-        .with_hint("run `pgtrickle init` once, as a superuser or the owner of the database"));
-    }
+    migrate::check_installed(control).await?;
     const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))";
     if !control.query_one(LOCK, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?.get::<_, bool>(0) {
         return Err(held(control, pipeline).await?);
@@ -45,6 +38,23 @@ pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
     let sidecar = format!("{}:{} {}", hostname(), std::process::id(), env!("CARGO_PKG_VERSION"));
     let generation = store::take_over(control, pipeline, &identity, &names, &sidecar).await?;
     Ok(Lease { identity, names, generation, before })
+}
+
+/// A pooler may swallow the startup options: then nothing is pinned, and sessions may be shared as well.
+async fn check_settings(control: &Client) -> Result<()> {
+    for (name, value) in
+        PINNED.iter().filter(|(name, _)| ["intervalstyle", "extra_float_digits"].contains(name))
+    {
+        let row = control.query_one("select pg_catalog.current_setting($1)", &[name]).await.map_err(error)?;
+        if row.get::<_, String>(0) != *value {
+            return Err(Error::new(
+                ErrorKind::ServerSetup,
+                "the startup options of the session were dropped: a connection pooler is in between",
+            )
+            .with_hint("connect to the server directly: replication can't pass through a pooler"));
+        }
+    }
+    Ok(())
 }
 
 fn check_server(identity: &Identity) -> Result<()> {
@@ -78,7 +88,8 @@ fn check_server(identity: &Identity) -> Result<()> {
 async fn held(control: &Client, pipeline: &str) -> Result<Error> {
     const HOLDER: &str = "select a.pid, a.application_name, a.client_addr::text from pg_catalog.pg_locks l
         join pg_catalog.pg_stat_activity a on a.pid = l.pid
-        where l.locktype = 'advisory' and l.classid::bigint = $1::int::bigint and l.granted
+        where l.locktype = 'advisory' and l.classid::bigint = $1::int::bigint and l.granted and l.objsubid = 2
+          and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
           and l.objid::bigint = (pg_catalog.hashtext($2)::bigint & 4294967295)";
     let row = control.query_opt(HOLDER, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?;
     let who = row.map_or_else(String::new, |r| {

@@ -13,6 +13,7 @@ mod requests;
 mod rights;
 mod sources;
 mod start;
+mod validity;
 mod views;
 mod watch;
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
 use super::sources::Assigned;
-use super::{obstacle, rights};
+use super::{obstacle, rights, validity};
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
@@ -73,6 +73,8 @@ pub struct Prepared {
     pub form: TableForm,
     pub stored: Bag,
     pub refresh: Option<i64>,
+    /// What the plan was made from, see [`validity`].
+    pub validity: Option<String>,
 }
 
 /// What a preparation works on.
@@ -96,6 +98,7 @@ struct Candidate {
     plan: Plan,
     specs: Vec<SourceSpec>,
     form: TableForm,
+    validity: Option<String>,
 }
 
 /// Runs the job to its end.
@@ -113,8 +116,17 @@ async fn prepare(job: &Job) -> Result<()> {
     let mut client = job.target.connect(Purpose::Analyze).await?;
     let mut candidates = Vec::new();
     let mut incremental = job.incremental.clone();
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
     for row in &job.rows {
-        match plan_row(job, &mut client, row, &incremental).await {
+        let mut planned = plan_row(job, &mut client, row, &incremental).await;
+        // The application changes a source just now.
+        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+            && tokio::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            planned = plan_row(job, &mut client, row, &incremental).await;
+        }
+        match planned {
             Ok(Some(candidate)) => {
                 incremental.push(row.view);
                 candidates.push(candidate);
@@ -168,6 +180,7 @@ async fn plan_row(
     if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
         return Err(lost);
     }
+    let validity = validity::read(client, &job.pipeline, Some(row.view)).await?.remove(&row.view);
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
@@ -204,10 +217,10 @@ async fn plan_row(
     };
     store::decide(client, row.view, "DIFFERENTIAL", None).await?;
     let form = form(row, &plan)?;
-    Ok(Some(Candidate { row: row.clone(), specs, form, plan }))
+    Ok(Some(Candidate { row: row.clone(), specs, form, plan, validity }))
 }
 
-fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)> {
+fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
     let kind = |r: &crate::analyzer::facts::Relation| match (r.kind, &r.stream_table) {
         (_, Some(_)) => "STREAM_TABLE",
         ('v', _) => "VIEW",
@@ -222,8 +235,7 @@ fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)>
             let used = analysis.sources.iter().find(|s| s.source == r.oid);
             let name = |a: &i16| r.columns.iter().find(|c| c.attnum == *a).map(|c| c.name.clone());
             let columns = used.map(|s| s.attributes.iter().filter_map(name).collect()).unwrap_or_default();
-            let quote = crate::capture::source::quote;
-            (format!("{}.{}", quote(&r.schema), quote(&r.name)), kind(r), columns)
+            (r.oid, kind(r), columns)
         })
         .collect()
 }
@@ -272,7 +284,13 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
     if fresh.is_empty() {
         return Ok(failed);
     }
-    publication::wait_for_writers(client, &added).await?;
+    let held = |a: &Assigned| (a.spec.oid, a.spec.columns.iter().map(|c| c.attnum).collect::<Vec<i16>>());
+    let before = fingerprint::read(client, &fresh.iter().map(|a| held(a)).collect::<Vec<_>>()).await?;
+    // What an open transaction wrote is decoded with the labels of that time (hazard A7), so it must have ended before
+    // the snapshot where the text of a value can change without its row.
+    let named = fresh.iter().filter(|a| a.spec.has_users_types()).map(|a| a.spec.oid);
+    let waited: Vec<u32> = added.iter().copied().chain(named).collect();
+    publication::wait_for_writers(client, &waited).await?;
     let mut snapshot = None;
     while !fresh.is_empty() {
         let session = job.target.connect(Purpose::Hydrate).await?;
@@ -297,9 +315,9 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
     let Some(boundary) = snapshot else { return Ok(failed) };
     let instances: Vec<InstanceId> = fresh.iter().map(|a| a.instance).collect();
     job.send(Event::Snapshot { instances: instances.clone(), snapshot: boundary.snapshot.clone() })?;
-    let held: Vec<(u32, Vec<i16>)> =
-        fresh.iter().map(|a| (a.spec.oid, a.spec.columns.iter().map(|c| c.attnum).collect())).collect();
-    let before = fingerprint::read(client, &held).await?;
+    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(|a| held(a)).collect();
+    let before: Fingerprints =
+        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
     let started = std::time::Instant::now();
     let mut total = 0;
     for source in &fresh {
@@ -307,7 +325,8 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
         total +=
             boundary.copy(&source.spec, |rows| job.loader.send(Command::Load { instance, rows })).await?;
     }
-    if fingerprint::read(client, &held).await? != before {
+    let after = fingerprint::read(client, &held).await?;
+    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
         return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
     }
     boundary.close().await?;
@@ -362,20 +381,21 @@ pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
 }
 
 async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Assigned]) -> Result<()> {
-    let Candidate { row, plan, specs, form } = candidate;
+    let Candidate { row, plan, specs, form, validity } = candidate;
     let bindings: Bindings = specs
         .iter()
         .filter_map(|s| assigned.iter().find(|a| a.spec.oid == s.oid))
         .map(|a| (a.spec.oid, a.spec.binding(a.instance)))
         .collect();
-    let action = if row.status == "INITIALIZING" { "INITIAL" } else { "REINITIALIZE" };
+    let action = if row.status == "INITIALIZING" && !row.was_live { "INITIAL" } else { "REINITIALIZE" };
     let initiated = if action == "INITIAL" { "INITIAL" } else { "SCHEDULER" };
     let refresh = history::start(client, row.view, action, Some(&job.reason), initiated).await?;
     let columns: Vec<(String, TypeClass)> =
         plan.columns.iter().map(|c| (c.name.clone(), c.ty.class)).collect();
     match read_stored(client, &row.schema, &row.name, &columns).await {
         Ok(stored) => {
-            job.send(Event::Ready(Box::new(Prepared { row, plan, bindings, form, stored, refresh })))
+            let prepared = Prepared { row, plan, bindings, form, stored, refresh, validity };
+            job.send(Event::Ready(Box::new(prepared)))
         }
         Err(e) if e.kind() == ErrorKind::Connection => Err(e),
         Err(error) => {

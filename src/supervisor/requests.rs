@@ -1,6 +1,7 @@
 //! What SQL functions ask the live sidecar (D12), by logical messages with the prefix `pgtrickle`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,6 +14,11 @@ use crate::analyzer::{TreeSource, analyze};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
+use crate::postgres::sessions::error;
+
+/// How long an analysis gives way to locks of the application. They may be the caller's own: then the decision falls
+/// after its commit.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Prefix of the messages.
 pub const PREFIX: &[u8] = b"pgtrickle";
@@ -47,9 +53,18 @@ pub async fn answer_analysis(
     stream_tables: &HashMap<u32, StreamTable>,
     memory_limit: u64,
 ) -> Result<()> {
-    let answer = match analysis(client, request, stream_tables, memory_limit).await {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut analysed = analysis(client, request, stream_tables, memory_limit).await;
+    while analysed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        analysed = analysis(client, request, stream_tables, memory_limit).await;
+    }
+    let answer = match analysed {
         Ok(answer) => answer,
         Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+        Err(e) if e.sqlstate() == Some("42501") => not_ours(client, request, &e).await?,
         Err(e) => refusal(&e),
     };
     store::answer(client, request.request, &answer, request.role.as_deref()).await
@@ -105,9 +120,24 @@ async fn analysis(
     })
 }
 
-/// An object that the caller's own transaction made can't be seen from here: the decision falls after the commit.
+/// The caller may read the sources (its own session has planned the query), the sidecar's role may not even name them.
+async fn not_ours(client: &Client, request: &Request, e: &Error) -> Result<Value> {
+    let role: String = client.query_one("select current_user::text", &[]).await.map_err(error)?.get(0);
+    let reason = format!("the sidecar's role {role} may not read the sources: {}", e.context());
+    let hint = format!("grant usage on the schema and select on the tables to {role}");
+    Ok(match request.mode.as_deref() {
+        Some("DIFFERENTIAL") => {
+            refusal(&Error::new(ErrorKind::Privilege, reason).with_sqlstate("42501").with_hint(hint))
+        }
+        _ => {
+            json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": []})
+        }
+    })
+}
+
+/// An object that the caller's own transaction made or locks can't be seen from here: the decision falls after the commit.
 fn refusal(e: &Error) -> Value {
-    let unseen = matches!(e.sqlstate(), Some("42P01" | "42704" | "42883" | "3F000"));
+    let unseen = matches!(e.sqlstate(), Some("42P01" | "42704" | "42883" | "3F000" | "55P03"));
     let state = if unseen { "P0T01" } else { e.sqlstate().unwrap_or("XX000") };
     json!({"ok": false, "sqlstate": state, "message": e.context(), "hint": e.hint()})
 }

@@ -25,7 +25,11 @@ pub async fn serve(
     let control = options.target.connect(Purpose::Control).await?;
     let lease = lease::acquire(&control, &options.pipeline).await?;
     history::close_interrupted(&control).await?;
-    let frontier = ready_slot(&control, &options.target, &lease, &options.pipeline).await?;
+    // Creating a slot waits for transactions of the whole cluster.
+    let frontier = tokio::select! {
+        frontier = ready_slot(&control, &options.target, &lease, &options.pipeline) => frontier?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let session = open_stream(options, &lease, frontier).await?;
     let writer_session = options.target.connect(Purpose::Apply).await?;
     let writer = Writer::new(writer_session, &options.pipeline, lease.generation).await?;
@@ -68,15 +72,19 @@ async fn ready_slot(
 ) -> Result<u64> {
     let names = &lease.names;
     // The publication must exist before the slot's position: decoding looks it up in the catalog of that moment.
-    let present = publication::tables(control, names.publication()).await?;
-    publication::set_tables(control, names.publication(), &present).await?;
+    let existed = publication::exists(control, names.publication()).await?;
+    // What it holds is put right once it is known what is needed.
+    if !existed {
+        publication::set_tables(control, names.publication(), &[]).await?;
+    }
     let state = slot::read(control, names.slot()).await?;
     let stored = lease.before.frontier.unwrap_or(0);
     let same_history = lease.before.system_identifier.as_deref() == Some(&lease.identity.system_identifier)
         && lease.before.timeline == Some(lease.identity.timeline)
         && lease.before.database_oid == Some(i64::from(lease.identity.database_oid));
     let problem = match &state {
-        None if lease.before.slot_name.is_none() => None,
+        // Never served before.
+        None if lease.before.frontier.is_none() => None,
         None => Some("the replication slot is gone".to_owned()),
         Some(s)
             if s.plugin.as_deref() != Some("pgoutput")
@@ -90,6 +98,8 @@ async fn ready_slot(
         }
         Some(s) if s.is_lost() => Some("the server has discarded WAL that the slot needed".to_owned()),
         Some(_) if !same_history => Some("the server is another one, or was restored".to_owned()),
+        // Its changes of the meantime are missing; before 18 the slot can't even be read past that point.
+        Some(_) if !existed => Some("the publication was dropped".to_owned()),
         Some(s) if s.confirmed.is_some_and(|c| c > stored) => {
             Some("the slot was moved without us".to_owned())
         }
@@ -105,7 +115,19 @@ async fn ready_slot(
         wait_until_free(control, names.slot()).await?;
         slot::drop_ours(control, names.slot()).await?;
     }
-    let start = slot::create(control, names.slot(), lease.identity.major).await?;
+    let start = match slot::create(control, names.slot(), lease.identity.major).await {
+        Ok(start) => start,
+        Err(e) => {
+            // Nothing half-made stays behind a refusal.
+            if existed {
+                return Err(e);
+            }
+            if let Err(left) = publication::remove(control, names.publication()).await {
+                tracing::warn!(error = %left, publication = names.publication(), "a publication that nobody uses is left");
+            }
+            return Err(e);
+        }
+    };
     store::reset_frontier(control, pipeline, start).await?;
     Ok(start)
 }
@@ -142,12 +164,17 @@ pub(super) async fn open_stream(options: &RunOptions, lease: &Lease, frontier: u
         }
     })
     .await
-    .map_err(|e| match e.kind() {
-        ErrorKind::Privilege | ErrorKind::Authentication => Error::new(e.kind(), e.context().to_owned())
-            .with_sqlstate(e.sqlstate().unwrap_or("42501").to_owned())
-            .with_hint(
-                "the role needs the attribute: alter role ... replication; and a line for it in pg_hba.conf",
-            ),
-        _ => e,
+    .map_err(|e| {
+        let user = options.target.config().get_user().unwrap_or("...");
+        let hint = match e.kind() {
+            ErrorKind::Privilege => {
+                format!("the role needs the attribute: alter role {user} replication (on RDS: grant rds_replication)")
+            }
+            ErrorKind::Authentication if e.hint().is_none() => {
+                "replication sessions come in as others do: pg_hba.conf must let this role in from here".to_owned()
+            }
+            _ => return e,
+        };
+        e.with_hint(hint)
     })
 }

@@ -8,7 +8,8 @@ use super::engine::Engine;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
-use super::views::{State, View, retry_at};
+use super::validity::{self, Validity};
+use super::views::{SUSPEND_AFTER, State, View, retry_at};
 use crate::apply::history::Written;
 use crate::capture::{fingerprint, publication};
 use crate::catalog::store::{self, StreamTableRow};
@@ -33,15 +34,21 @@ pub(super) struct Watched {
     answers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
+    /// Forced flushes that are still due for the last request.
+    flushes: u8,
     /// Somebody waits until the frontier has passed this position.
     pub flush_target: u64,
     pub stats: DataflowStats,
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
-    /// Sources were let go: the publication can shrink.
-    shrink: bool,
-    known: bool,
+    /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
+    /// source was let go.
+    pub shrunk: bool,
+    /// What the plans at hand were made from.
+    pub validity: Validity,
+    /// The catalog has been read.
+    pub known: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -70,6 +77,7 @@ impl Engine {
         }
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
+            self.compare_validity().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -84,14 +92,19 @@ impl Engine {
         Ok(())
     }
 
-    /// A caller raises the sequence, which is visible at once; its message and its commit position may not be flushed.
+    /// A caller raises the sequence, which is visible at once; its message follows, and neither is flushed on an idle
+    /// server. So after a raise two commits of our own force the WAL out, the second for what came after the first.
     async fn look_for_requests(&mut self) -> Result<()> {
-        const SQL: &str =
-            "select case when is_called then last_value else 0 end, pg_catalog.pg_current_wal_insert_lsn()
-             from pgtrickle.request_seq";
+        // `is_called`: the first number leaves `last_value` as it was.
+        const SQL: &str = "select last_value + is_called::int, pg_catalog.pg_current_wal_insert_lsn()
+            from pgtrickle.request_seq";
         let row = self.control.query_one(SQL, &[]).await.map_err(error)?;
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
         if self.watched.requests.replace(last) != Some(last) {
+            self.watched.flushes = 2;
+        }
+        if self.watched.flushes > 0 {
+            self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
             prepare::force_flush(&self.control, &self.options.pipeline).await?;
         }
@@ -137,6 +150,7 @@ impl Engine {
         for row in rows {
             self.look_at(row).await?;
         }
+        self.watched.full_requests.retain(|id, _| self.views.0.contains_key(id));
         self.watched.known = true;
         self.announce();
         Ok(())
@@ -151,7 +165,8 @@ impl Engine {
         let altered = view.row.version != row.version;
         let resumed = view.row.is_suspended() && !row.is_suspended();
         let suspended = !view.row.is_suspended() && row.is_suspended();
-        let dropped = view.row.relation.is_some() && row.relation.is_none();
+        let dropped = view.row.relation.is_some() && row.relation.is_none()
+            || view.row.query_view.is_some() && row.query_view.is_none();
         let id = row.view;
         let preparing = matches!(view.state, State::Preparing | State::Waiting(_) | State::Installing { .. });
         if (altered || resumed) && preparing {
@@ -215,7 +230,12 @@ impl Engine {
     async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;
-        let again = if rights::is_lost_right(&e) { None } else { retry_at(view.row.errors) };
+        let again = match e.kind() {
+            _ if rights::is_lost_right(&e) => None,
+            // A lock ends by itself: it is waited for as long as it takes (hazard B3).
+            ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
+            _ => retry_at(view.row.errors),
+        };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
@@ -242,8 +262,33 @@ impl Engine {
         Ok(())
     }
 
+    /// A plan whose foundations have changed is made anew.
+    async fn compare_validity(&mut self) -> Result<()> {
+        let now = validity::read(&self.control, &self.options.pipeline, None).await?;
+        let planned =
+            |s: &State| matches!(s, State::Waiting(_) | State::Installing { .. } | State::Active(_));
+        let changed: Vec<ViewId> = self
+            .views
+            .0
+            .iter()
+            .filter(|(id, v)| planned(&v.state) && now.get(id) != self.watched.validity.get(id))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in changed {
+            let name = self.views.0.get(&id).map(|v| v.row.qualified()).unwrap_or_default();
+            tracing::info!(stream_table = %name, "its query, a function, a key or a generated column changed: planned again");
+            self.remove(id)?;
+            self.set_failed(id, Some(Instant::now()));
+        }
+        Ok(())
+    }
+
     /// A prepared stream table waits for its sources.
-    pub fn ready(&mut self, prepared: prepare::Prepared) {
+    pub fn ready(&mut self, mut prepared: prepare::Prepared) {
+        match prepared.validity.take() {
+            Some(validity) => drop(self.watched.validity.insert(prepared.row.view, validity)),
+            None => drop(self.watched.validity.remove(&prepared.row.view)),
+        }
         let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
         if matches!(view.state, State::Preparing) {
             view.state = State::Waiting(Box::new(prepared));
@@ -260,6 +305,7 @@ impl Engine {
         };
         view.row.errors = 0;
         view.row.status = "ACTIVE".to_owned();
+        self.watched.full_requests.remove(&id);
         tracing::info!(
             stream_table = %view.row.qualified(),
             inserted = drift.inserted,
@@ -292,7 +338,7 @@ impl Engine {
 
     /// Starts a preparation for all stream tables that are due.
     fn prepare_due(&mut self) -> Result<()> {
-        if self.preparing.is_some() {
+        if self.preparing.is_some() || (self.prepared_once && !self.settled) {
             return Ok(());
         }
         let now = Instant::now();
@@ -319,6 +365,7 @@ impl Engine {
                 view.state = State::Preparing;
             }
         }
+        self.prepared_once = true;
         self.preparing = Some(tokio::spawn(prepare::run(job)));
         Ok(())
     }
@@ -336,31 +383,33 @@ impl Engine {
             if let Some(oid) = self.sources.release(instance) {
                 self.assembler.unregister(oid);
                 self.fingerprints.remove(&oid);
-                self.watched.shrink = true;
+                self.watched.shrunk = false;
             }
         }
         Ok(())
     }
 
     async fn compare_fingerprints(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.watched.shrink) {
-            let oids: Vec<u32> = self.sources.held().iter().map(|(oid, _)| *oid).collect();
-            publication::set_tables(&self.control, self.lease.names.publication(), &oids).await?;
-        }
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
-        if held.is_empty() {
-            return Ok(());
-        }
         let now = fingerprint::read(&self.control, &held).await?;
         let published = publication::tables(&self.control, self.lease.names.publication()).await?;
         for (oid, _) in &held {
-            let same = now.get(oid) == self.fingerprints.get(oid);
+            let same =
+                self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
             if !same || !published.contains(oid) {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
-                let what = if same { "left the publication" } else { "changed its shape" };
+                let what = if same { "is not published whole any more" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
             }
+        }
+        self.fingerprints.extend(now);
+        // Only after the comparison: a table that somebody took out must not come back unnoticed.
+        if !std::mem::replace(&mut self.watched.shrunk, true) {
+            let held = self.sources.held();
+            let kept: Vec<u32> =
+                published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();
+            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
     }

@@ -1,0 +1,167 @@
+//! Keys that are not, or not any more, what they were.
+
+use super::{Scene, sqlstate};
+use crate::harness::servers::for_each_major;
+use crate::harness::wait::{SOON, wait_until};
+
+/// The view does not depend on the constraint that proved its key: dropping it must not lead to overwritten rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a8_a_unique_constraint_is_dropped_after_creation() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table u (id int primary key, code text not null constraint u_code unique, v int);
+             insert into u values (1, 'a', 1), (2, 'b', 2)",
+        )
+        .await;
+        scene.create("by_code", "select code, v from u").await;
+        assert_eq!(scene.column("by_code", "key_columns").await.as_deref(), Some("{code}"));
+        scene.run("alter table u drop constraint u_code").await;
+        wait_until("the lost key to be seen", SOON, || async {
+            let status = scene.status("by_code").await;
+            if status.starts_with("ERROR") || status.starts_with("SUSPENDED") { Ok(()) } else { Err(status) }
+        })
+        .await;
+        let state = scene.column("by_code", "last_error_sqlstate").await;
+        assert!(["42P17", "21000"].contains(&state.as_deref().unwrap_or_default()), "{state:?}");
+        // Nothing is replaced by another row of the same key.
+        scene.run("insert into u values (3, 'a', 3); update u set v = 4 where id = 2").await;
+        scene.passed().await;
+        let shown: i64 = scene
+            .dba
+            .query_one("select count(*) from app.by_code where (code, v) = ('a', 1)", &[])
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(shown, 1, "a row was overwritten");
+        scene.run("delete from u where id = 3; alter table u add constraint u_code unique (code)").await;
+        if scene.status("by_code").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('by_code')").await;
+        }
+        scene.check_in_time(&["by_code"]).await;
+    })
+    .await;
+}
+
+/// Rows of children have their own keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a8_inherited_children_prove_no_key() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table par (id int primary key, v text); create table child () inherits (par);
+             insert into par values (1, 'a'); insert into child values (1, 'b');
+             create table alone (id int primary key, v text); insert into alone values (1, 'a')",
+        )
+        .await;
+        scene.run("select pgtrickle.create_stream_table('family', 'select id, v from par')").await;
+        scene.wait_status("family", "ACTIVE FULL").await;
+        assert!(scene.column("family", "refresh_reason").await.unwrap().contains("inherited"));
+        assert!(scene.differs("family").await.is_empty());
+        scene.create("single", "select id, v from alone").await;
+        scene.run("create table later (id int not null, v text); insert into later values (7, 'z'), (1, 'c'); alter table later inherit alone").await;
+        // The recomputation finds two rows of one key: it says so instead of showing one of them.
+        wait_until("the duplicate key to be told", SOON, || async {
+            let state = scene.column("single", "last_error_sqlstate").await;
+            if state.as_deref() == Some("21000") { Ok(()) } else { Err(format!("{state:?} {}", scene.status("single").await)) }
+        })
+        .await;
+        assert_eq!(scene.column("single", "refresh_mode").await.as_deref(), Some("FULL"));
+        scene.run("delete from later where id = 1").await;
+        if scene.status("single").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('single')").await;
+        }
+        scene.wait_status("single", "ACTIVE FULL").await;
+        wait_until("the child's rows", SOON, || async {
+            let rows = scene.differs("single").await;
+            if rows.is_empty() { Ok(()) } else { Err(rows.join(", ")) }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Publishing such a table would make the application's own UPDATE and DELETE fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn b5_a_source_without_a_usable_identity_is_never_published() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table deferred (id int primary key deferrable, v int);
+             create table keyless (id int, v int);
+             create table nothing (id int primary key, v int); alter table nothing replica identity nothing;
+             create table partial (id int not null, v int); create unique index on partial (id) where v > 0;
+             create table whole (id int, v int); alter table whole replica identity full;
+             create table indexed (id int not null, v int); create unique index indexed_id on indexed (id);
+             alter table indexed replica identity using index indexed_id",
+        )
+        .await;
+        for table in ["deferred", "keyless", "nothing", "partial", "whole", "indexed"] {
+            scene.run(&format!("insert into {table} values (1, 1), (2, 2), (3, 3)")).await;
+            let query = format!("select v, count(*) as n from {table} group by v");
+            let call = "select pgtrickle.create_stream_table($1, $2, refresh_mode => $3)";
+            let usable = ["whole", "indexed"].contains(&table);
+            if !usable {
+                let refused = scene.app.execute(call, &[&format!("{table}_d"), &query, &"DIFFERENTIAL"]).await;
+                let error = refused.expect_err(table);
+                let error = error.as_db_error().unwrap();
+                assert_eq!(error.code().code(), "0A000", "{table}");
+                assert!(error.message().contains("identity"), "{table}: {}", error.message());
+                assert!(error.hint().unwrap_or_default().contains("REPLICA IDENTITY FULL"), "{table}: {error:?}");
+            }
+            let name = format!("{table}_s");
+            scene.app.execute(call, &[&name, &query, &"AUTO"]).await.unwrap();
+            scene.wait_status(&name, if usable { "ACTIVE DIFFERENTIAL" } else { "ACTIVE FULL" }).await;
+            let reason = scene.column(&name, "refresh_reason").await.unwrap_or_default();
+            assert_eq!(reason.contains("identity"), !usable, "{table}: {reason}");
+            scene.run(&format!("update {table} set v = v + 1 where id = 1; delete from {table} where id = 2; truncate {table};
+                insert into {table} values (4, 4)")).await;
+        }
+        let published = "select string_agg(tablename::text, ',' order by tablename::text) from pg_publication_tables";
+        let published: String = scene.dba.query_one(published, &[]).await.unwrap().get(0);
+        assert_eq!(published, "indexed,whole");
+        scene.check(&["whole_s", "indexed_s"]).await;
+    })
+    .await;
+}
+
+/// Between the loss of a key and our next look PostgreSQL refuses UPDATE; then the table leaves the publication.
+#[tokio::test(flavor = "multi_thread")]
+async fn b5_a_primary_key_is_lost_and_comes_back() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(
+            server,
+            "create table k (id int primary key, v int); insert into k values (1, 1), (2, 2);
+             create table other (id int primary key, v int); insert into other values (1, 1)",
+        )
+        .await;
+        scene.create("of_k", "select v, count(*) as n from k group by v").await;
+        scene.create("of_other", "select id, v from other").await;
+        scene.run("alter table k drop constraint k_pkey").await;
+        wait_until("the application's UPDATE to pass", SOON, || async {
+            scene.app.batch_execute("update k set v = v + 1").await.map_err(|e| format!("{e:?}"))
+        })
+        .await;
+        scene.wait_status("of_k", "ACTIVE FULL").await;
+        scene.run("update other set v = 2").await;
+        scene.check_in_time(&["of_other"]).await;
+        // The same while no sidecar runs: the next start must not fail over it.
+        scene.run("alter table k add primary key (id)").await;
+        scene.run("select pgtrickle.alter_stream_table('of_k', refresh_mode => 'DIFFERENTIAL')").await;
+        scene.wait_status("of_k", "ACTIVE DIFFERENTIAL").await;
+        scene.run("update k set v = 10").await;
+        scene.check(&["of_k", "of_other"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene
+            .run("alter table k drop constraint k_pkey; select pgtrickle.drop_stream_table('of_other')")
+            .await;
+        scene.sidecar.start_again();
+        wait_until("the application's UPDATE to pass again", SOON, || async {
+            scene.app.batch_execute("update k set v = v + 1").await.map_err(|e| format!("{e:?}"))
+        })
+        .await;
+        let outcome = scene.app.batch_execute("delete from k where id = 1").await;
+        assert_eq!(sqlstate(outcome), "");
+    })
+    .await;
+}

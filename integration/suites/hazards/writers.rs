@@ -1,0 +1,232 @@
+//! Writing stream tables: other writers, errors, locks, constraints.
+
+use super::{Scene, sqlstate};
+use crate::harness::servers::for_each_major;
+use crate::harness::wait::{SOON, wait_until};
+
+const T: &str = "create table t (id int primary key, v int not null, d int not null default 1);
+    insert into t (id, v) select i, i from generate_series(1, 20) i;";
+
+/// Somebody else took the pipeline over and rewrote a stream table while this sidecar lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a9_a_second_writer_raises_the_generation() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        scene.create("bag", "select v % 3 as k from t").await;
+        scene.create("keyed", "select id, v from t").await;
+        let before = scene.generation().await;
+        scene
+            .dba
+            .batch_execute(
+                "begin; update pgtrickle.pgt_pipelines set generation = generation + 10;
+                 set local session_replication_role = replica;
+                 delete from app.bag where ctid in (select ctid from app.bag limit 3);
+                 insert into app.bag select k, __pgt_row_id from app.bag limit 5; update app.keyed set v = -1 where id < 5; commit",
+            )
+            .await
+            .unwrap();
+        scene.run("insert into t values (100, 100), (101, 101); update t set v = 1000 where id = 3").await;
+        scene.check_in_time(&["bag", "keyed"]).await;
+        assert!(scene.generation().await > before + 10, "it went on under a generation that was not its own");
+    })
+    .await;
+}
+
+/// Rows that were changed by hand are found when they are in the way, and repaired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a9_rows_changed_by_hand_are_repaired() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(server, T).await;
+        scene.create("bag", "select v % 3 as k from t").await;
+        scene.create("keyed", "select id, v from t").await;
+        let refused = scene.app.batch_execute("delete from keyed").await;
+        assert_eq!(sqlstate(refused), "55000");
+        scene
+            .dba
+            .batch_execute(
+                "set session_replication_role = replica; delete from app.bag; update app.keyed set id = id + 500 where id = 7",
+            )
+            .await
+            .unwrap();
+        scene.run("delete from t where id in (7, 8)").await;
+        scene.check_in_time(&["bag", "keyed"]).await;
+        // What nothing touches is repaired by the next start.
+        scene.dba.batch_execute("update app.keyed set v = 0; insert into app.bag values (1)").await.unwrap();
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene.sidecar.start_again();
+        scene.check_in_time(&["bag", "keyed"]).await;
+    })
+    .await;
+}
+
+/// `100 / (n - d)` fails only for combinations that no commit ever had.
+#[tokio::test(flavor = "multi_thread")]
+async fn b1_rows_that_never_exist_raise_no_error() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table n (id int primary key, n int); create table m (id int primary key, d int);
+             insert into n select i, 10 from generate_series(1, 5) i; insert into m select i, 1 from generate_series(1, 5) i;
+             insert into m values (9, 0); insert into n values (8, 0)",
+        )
+        .await;
+        scene.create("quotients", "select n.id, 100 / (n.n - m.d) as q from n join m on m.id = n.id").await;
+        // Division by a source's own zero, which the join drops or the filter removes.
+        scene.create("dropped", "select n.id, 10 / m.d as q from n join m using (id)").await;
+        scene.create("filtered", "select id, 10 / d as q from m where d <> 0").await;
+        scene.create("chosen", "select id, case when d = 0 then null else 10 / d end as q from m").await;
+        scene.create("summed", "select id > 4 as k, sum(10 / d) filter (where d <> 0) as q from m group by 1").await;
+        scene.run("begin; update n set n = 1; update m set d = 0 where id < 6; update m set d = 5 where id < 6; commit").await;
+        scene.run("begin; update n set n = 10; update m set d = 1; commit; update m set d = 0 where id = 9").await;
+        scene.check(&["quotients", "dropped", "filtered", "chosen", "summed"]).await;
+        for _ in 0..3 {
+            scene.run("begin; update n set n = 1; update m set d = 3 where id < 6; commit").await;
+            scene.run("begin; update m set d = 1; update n set n = 10; commit").await;
+        }
+        scene.check(&["quotients", "dropped", "filtered", "chosen", "summed"]).await;
+    })
+    .await;
+}
+
+/// An error that PostgreSQL raises too concerns its stream table and those that read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn b1_a_real_error_suspends_only_its_stream_table() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        scene.create("quotients", "select id, 10 / d as q from t").await;
+        scene.create("above", "select q, count(*) as n from quotients group by q").await;
+        scene.create("plain", "select id, v, d from t").await;
+        scene.run("update t set d = 0 where id = 3").await;
+        wait_until("the error", SOON, || async {
+            let state = scene.column("quotients", "last_error_sqlstate").await;
+            if state.as_deref() == Some("22012") { Ok(()) } else { Err(format!("{state:?}")) }
+        })
+        .await;
+        scene.run("update t set v = v + 1").await;
+        scene.check(&["plain"]).await;
+        // Mended before the retries end: back by itself.
+        scene.run("update t set d = 2 where id = 3").await;
+        scene.check_in_time(&["quotients", "above", "plain"]).await;
+        // Mended too late: it waits for somebody.
+        scene.run("update t set d = 0 where id = 4").await;
+        scene.wait_status("quotients", "SUSPENDED").await;
+        scene.run("update t set d = 5 where id = 4; update t set v = 0 where id = 5").await;
+        scene.check(&["plain"]).await;
+        scene.run("select pgtrickle.resume_stream_table('quotients')").await;
+        scene.check_in_time(&["quotients", "plain"]).await;
+        if scene.status("above").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('above')").await;
+        }
+        scene.check_in_time(&["above"]).await;
+    })
+    .await;
+}
+
+/// Rows that swap values under a unique index of the user's.
+#[tokio::test(flavor = "multi_thread")]
+async fn b2_values_swap_under_a_unique_index_of_the_users() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        scene.create("keyed", "select id, v from t").await;
+        scene.create("bag", "select v, d from t").await;
+        scene.run("create unique index on keyed (v); create unique index on bag (v)").await;
+        scene.run("begin; update t set v = -1 where id = 1; update t set v = 1 where id = 2; update t set v = 2 where id = 1; commit").await;
+        scene.check(&["keyed", "bag"]).await;
+        // A value moves from a deleted row to a new one, and round a circle.
+        scene.run("begin; delete from t where id = 5; insert into t values (500, 5); commit").await;
+        scene.run("update t set v = case when v < 10 then v + 100 else v end; update t set v = v % 20 + 1000 where id < 11").await;
+        scene.check(&["keyed", "bag"]).await;
+        assert_eq!(scene.column("keyed", "consecutive_errors").await.as_deref(), Some("0"));
+    })
+    .await;
+}
+
+/// A lock on one stream table: the others go on, and it comes back by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn b3_a_locked_stream_table_does_not_stop_the_others() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        scene.create("stuck", "select id, v from t").await;
+        scene.create("free", "select v % 4 as k, count(*) as n, sum(v) as s from t group by 1").await;
+        for lock in ["create index on stuck (v)", "select * from stuck for update"] {
+            let holder = scene.db.as_app().await;
+            holder.batch_execute(&format!("begin; {lock}")).await.unwrap();
+            scene.run("update t set v = v + 1").await;
+            wait_until("the others to go on", SOON, || async {
+                let rows = scene.differs("free").await;
+                if rows.is_empty() { Ok(()) } else { Err(rows.join(", ")) }
+            })
+            .await;
+            wait_until("the lock to be told", SOON, || async {
+                let state = scene.column("stuck", "last_error_sqlstate").await;
+                if state.as_deref() == Some("55P03") { Ok(()) } else { Err(format!("{lock}: {state:?}")) }
+            })
+            .await;
+            scene.run("update t set v = v + 1 where id < 7").await;
+            scene.check(&["free"]).await;
+            holder.batch_execute("commit").await.unwrap();
+            scene.check_in_time(&["stuck", "free"]).await;
+        }
+    })
+    .await;
+}
+
+/// Somebody else publishes all tables: our own writes must not fail for want of a replica identity.
+#[tokio::test(flavor = "multi_thread")]
+async fn b4_a_publication_for_all_tables_is_present() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(server, T).await;
+        scene.dba.batch_execute("create publication everything for all tables").await.unwrap();
+        scene.create("bag", "select v % 3 as k from t").await;
+        scene.create("keyed", "select id, v from t").await;
+        scene.run("update t set v = v + 1; delete from t where id < 4; insert into t values (900, 3)").await;
+        scene.check(&["bag", "keyed"]).await;
+        scene.run("select pgtrickle.drop_stream_table('keyed')").await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene.sidecar.start_again();
+        scene.run("update t set v = v + 1").await;
+        scene.check_in_time(&["bag"]).await;
+    })
+    .await;
+}
+
+/// Constraints and triggers that users put on a stream table.
+#[tokio::test(flavor = "multi_thread")]
+async fn d7_a_constraint_or_trigger_that_fails_the_apply_suspends_only_its_stream_table() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        for name in ["checked", "triggered", "swallowed"] {
+            scene.create(name, "select id, v from t").await;
+        }
+        scene.create("free", "select id, v from t where v > 0").await;
+        scene
+            .run(
+                "alter table checked add check (v < 1000);
+                 create function fails() returns trigger language plpgsql as $$ begin if new.v > 1000 then raise sqlstate 'P0042'; end if; return new; end $$;
+                 create trigger fails before insert or update on triggered for each row execute function fails();
+                 create function swallows() returns trigger language plpgsql as $$ begin return case when new.v > 1000 then null else new end; end $$;
+                 create trigger swallows before insert or update on swallowed for each row execute function swallows()",
+            )
+            .await;
+        scene.run("update t set v = 500 where id = 1").await;
+        scene.check(&["checked", "triggered", "swallowed", "free"]).await;
+        scene.run("update t set v = 5000 where id = 2").await;
+        for (name, state) in [("checked", "23514"), ("triggered", "P0042"), ("swallowed", "55000")] {
+            wait_until(&format!("the error of {name}"), SOON, || async {
+                let seen = scene.column(name, "last_error_sqlstate").await;
+                if seen.as_deref() == Some(state) { Ok(()) } else { Err(format!("{seen:?}")) }
+            })
+            .await;
+        }
+        scene.run("update t set v = 7 where id = 3").await;
+        scene.check(&["free"]).await;
+        scene.run("update t set v = 8 where id = 2").await;
+        for name in ["checked", "triggered", "swallowed"] {
+            if scene.status(name).await.starts_with("SUSPENDED") {
+                scene.run(&format!("select pgtrickle.resume_stream_table('{name}')")).await;
+            }
+        }
+        scene.check_in_time(&["checked", "triggered", "swallowed", "free"]).await;
+    })
+    .await;
+}

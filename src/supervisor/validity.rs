@@ -1,0 +1,60 @@
+//! What a plan was made from: a change of it means a new plan.
+//!
+//! A view does not depend on the body of a function, on the unique index that proved its key, on the expression of a
+//! generated column, nor on itself being replaced (hazards A6, A8, B9). All of that is read before the analysis and
+//! again by a timer; a difference takes the stream table out of the dataflow and prepares it anew. Functions that are
+//! called inside of a function's text are not seen: PostgreSQL does not record them.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use crate::error::Result;
+use crate::plan::ViewId;
+use crate::postgres::sessions::error;
+
+/// By stream table; one that is gone has none.
+pub type Validity = BTreeMap<ViewId, String>;
+
+/// `xmin` of a catalog row moves with every change of it.
+const SQL: &str = "
+with recursive rules (pgt_id, rule) as (
+    select s.pgt_id, w.oid from pgtrickle.pgt_stream_tables s join pg_catalog.pg_rewrite w on w.ev_class = s.query_view
+     where s.pipeline = $1 and s.pgt_id = coalesce($2, s.pgt_id)
+    union
+    select r.pgt_id, w.oid from rules r
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.rule
+       and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      join pg_catalog.pg_class v on v.oid = d.refobjid and v.relkind = 'v'
+      join pg_catalog.pg_rewrite w on w.ev_class = v.oid),
+refs (pgt_id, class, oid) as (
+    select distinct r.pgt_id, d.refclassid::pg_catalog.regclass, d.refobjid from rules r
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.rule),
+facts (pgt_id, fact) as (
+    select r.pgt_id, concat_ws(' ', 'rule', w.oid, w.xmin) from rules r join pg_catalog.pg_rewrite w on w.oid = r.rule
+    union all
+    select r.pgt_id, concat_ws(' ', 'function', p.oid, p.xmin) from refs r
+      left join pg_catalog.pg_operator o on r.class = 'pg_catalog.pg_operator'::pg_catalog.regclass and o.oid = r.oid
+      join pg_catalog.pg_proc p on p.oid = case when r.class = 'pg_catalog.pg_proc'::pg_catalog.regclass then r.oid else o.oprcode end
+    union all
+    select r.pgt_id, concat_ws(' ', 'collation', c.oid, c.xmin) from refs r
+      join pg_catalog.pg_collation c on r.class = 'pg_catalog.pg_collation'::pg_catalog.regclass and c.oid = r.oid
+    union all
+    select r.pgt_id, concat_ws(' ', 'label', e.oid, e.enumlabel) from refs r
+      join pg_catalog.pg_enum e on r.class = 'pg_catalog.pg_type'::pg_catalog.regclass and e.enumtypid = r.oid
+    union all
+    select r.pgt_id, concat_ws(' ', 'key', i.indexrelid) from refs r
+      join pg_catalog.pg_index i on r.class = 'pg_catalog.pg_class'::pg_catalog.regclass and i.indrelid = r.oid
+     where i.indisunique and i.indisvalid and i.indimmediate
+    union all
+    select r.pgt_id, concat_ws(' ', 'generated', a.attrelid, a.attnum, a.attgenerated, e.xmin) from refs r
+      join pg_catalog.pg_attribute a on r.class = 'pg_catalog.pg_class'::pg_catalog.regclass and a.attrelid = r.oid
+       and a.attgenerated <> '' and not a.attisdropped
+      left join pg_catalog.pg_attrdef e on e.adrelid = a.attrelid and e.adnum = a.attnum)
+select pgt_id, md5(string_agg(fact, ';' order by fact)) from facts group by pgt_id";
+
+/// Reads what the plans of one stream table, or of all of a pipeline, stand on.
+pub async fn read(client: &Client, pipeline: &str, only: Option<ViewId>) -> Result<Validity> {
+    let rows = client.query(SQL, &[&pipeline, &only]).await.map_err(error)?;
+    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
+}
