@@ -48,6 +48,9 @@ pub fn tables() -> Vec<Table> {
     ]
 }
 
+/// Type and comparison of each column.
+type Columns = Vec<(Ty, super::scalar::Image)>;
+
 /// The stream tables; each exists once for the sake of one trap.
 pub fn streams() -> Vec<Stream> {
     let i8 = (Ty::Int8, Exact);
@@ -56,57 +59,143 @@ pub fn streams() -> Vec<Stream> {
     let numeric = (Ty::Numeric, Exact);
     let value = (Ty::Numeric, Value);
     let float = (Ty::Float8, Approximate);
-    let all: Vec<(&str, &str, Vec<(Ty, super::scalar::Image)>)> = vec![
-        ("global_of_nothing", "select count(*) as o0, sum(i) as o1, max(g collate \"C\") as o2, avg(n) as o3, bool_and(flag) as o4 \
-           from a where i = 999", vec![i8, i8, text, numeric, i8]),
-        ("global", "select count(*) as o0, sum(n) as o1, min(n) as o2, avg(i) as o3 from a",
-            vec![i8, numeric, value, numeric]),
+    let all: Vec<(&str, &str, Columns)> = vec![
+        (
+            "global_of_nothing",
+            "select count(*) as o0, sum(i) as o1, max(g collate \"C\") as o2, avg(n) as o3, bool_and(flag) as o4 \
+           from a where i = 999",
+            vec![i8, i8, text, numeric, i8],
+        ),
+        (
+            "global",
+            "select count(*) as o0, sum(n) as o1, min(n) as o2, avg(i) as o3 from a",
+            vec![i8, numeric, value, numeric],
+        ),
         ("null_keys", "select k as o0, g as o1, count(*) as o2 from a group by k, g", vec![i4, text, i8]),
-        ("sum_of_nulls", "select k as o0, sum(i) as o1, sum(n) as o2, avg(n) as o3, count(n) as o4 from a group by k",
-            vec![i4, i8, numeric, numeric, i8]),
-        ("vanishing_group", "select k as o0, count(*) as o1, max(id) as o2 from a where flag group by k",
-            vec![i4, i8, i4]),
+        (
+            "sum_of_nulls",
+            "select k as o0, sum(i) as o1, sum(n) as o2, avg(n) as o3, count(n) as o4 from a group by k",
+            vec![i4, i8, numeric, numeric, i8],
+        ),
+        (
+            "vanishing_group",
+            "select k as o0, count(*) as o1, max(id) as o2 from a where flag group by k",
+            vec![i4, i8, i4],
+        ),
         ("duplicates", "select t as o0, k as o1 from bag", vec![text, i4]),
-        ("duplicate_count", "select t as o0, count(*) as o1, sum(n) as o2 from bag group by t", vec![text, i8, numeric]),
-        ("moved_keys", "select id % 5 as o0, sum(id) as o1, count(*) as o2 from a group by id % 5", vec![i4, i8, i8]),
-        ("scales", "select g as o0, sum(n) as o1, avg(n) as o2 from bag group by g", vec![text, numeric, numeric]),
+        (
+            "duplicate_count",
+            "select t as o0, count(*) as o1, sum(n) as o2 from bag group by t",
+            vec![text, i8, numeric],
+        ),
+        (
+            "moved_keys",
+            "select id % 5 as o0, sum(id) as o1, count(*) as o2 from a group by id % 5",
+            vec![i4, i8, i8],
+        ),
+        (
+            "scales",
+            "select g as o0, sum(n) as o1, avg(n) as o2 from bag group by g",
+            vec![text, numeric, numeric],
+        ),
         ("scale_keys", "select n as o0, count(*) as o1 from bag group by n", vec![value, i8]),
-        ("count_distinct", "select g as o0, count(distinct n) as o1, count(distinct t) as o2, sum(distinct k) as o3 \
-           from bag group by g", vec![text, i8, i8, i8]),
-        ("self_join", "select x.id as o0, y.id as o1, x.g as o2 from a as x join a as y on x.k = y.k and x.id < y.id",
-            vec![i4, i4, text]),
-        ("left_match", "select a.id as o0, b.id as o1, b.m as o2 from a left join b on b.parent = a.id",
-            vec![i4, i8, numeric]),
-        ("left_residual", "select a.id as o0, b.id as o1 from a left join b on b.k = a.k and b.m > a.i", vec![i4, i8]),
-        ("left_missing", "select a.id as o0, a.g as o1 from a left join b on b.parent = a.id where b.id is null",
-            vec![i4, text]),
-        ("left_group", "select a.id as o0, count(b.id) as o1, sum(b.m) as o2 from a left join b on b.parent = a.id \
-           group by a.id", vec![i4, i8, numeric]),
-        ("chain", "select a.id as o0, b.id as o1, bag.t as o2 from a join b on b.parent = a.id left join bag using (k) \
-           where a.flag is not false".replace("using (k)", "on bag.k = b.k").leak(), vec![i4, i8, text]),
+        (
+            "count_distinct",
+            "select g as o0, count(distinct n) as o1, count(distinct t) as o2, sum(distinct k) as o3 \
+           from bag group by g",
+            vec![text, i8, i8, i8],
+        ),
+        (
+            "self_join",
+            "select x.id as o0, y.id as o1, x.g as o2 from a as x join a as y on x.k = y.k and x.id < y.id",
+            vec![i4, i4, text],
+        ),
+        (
+            "left_match",
+            "select a.id as o0, b.id as o1, b.m as o2 from a left join b on b.parent = a.id",
+            vec![i4, i8, numeric],
+        ),
+        (
+            "left_residual",
+            "select a.id as o0, b.id as o1 from a left join b on b.k = a.k and b.m > a.i",
+            vec![i4, i8],
+        ),
+        (
+            "left_missing",
+            "select a.id as o0, a.g as o1 from a left join b on b.parent = a.id where b.id is null",
+            vec![i4, text],
+        ),
+        (
+            "left_group",
+            "select a.id as o0, count(b.id) as o1, sum(b.m) as o2 from a left join b on b.parent = a.id \
+           group by a.id",
+            vec![i4, i8, numeric],
+        ),
+        (
+            "chain",
+            "select a.id as o0, b.id as o1, bag.t as o2 from a join b on b.parent = a.id left join bag on bag.k = b.k \
+           where a.flag is not false",
+            vec![i4, i8, text],
+        ),
         ("using_types", "select k as o0, a.id as o1, b.id as o2 from a join b using (k)", vec![i8, i4, i8]),
-        ("comma", "select a.id as o0, bag.n as o1 from a, bag where a.g = bag.g and a.k = bag.k", vec![i4, numeric]),
+        (
+            "comma",
+            "select a.id as o0, bag.n as o1 from a, bag where a.g = bag.g and a.k = bag.k",
+            vec![i4, numeric],
+        ),
         ("distinct_nulls", "select distinct k as o0, flag as o1 from a", vec![i4, i4]),
         ("union_sets", "select g as o0 from a union select g from b union select t from bag", vec![text]),
-        ("union_bags", "select k::int8 as o0, g as o1 from a union all select k, g::text from b", vec![i8, text]),
-        ("filters", "select g as o0, count(*) filter (where flag) as o1, sum(i) filter (where n > 1) as o2, \
-           count(*) filter (where k is null) as o3 from a group by g", vec![text, i8, i8, i8]),
-        ("having_flips", "select g as o0, count(*) as o1 from a group by g having count(*) = 2 or sum(i) > 10",
-            vec![text, i8]),
+        (
+            "union_bags",
+            "select k::int8 as o0, g as o1 from a union all select k, g::text from b",
+            vec![i8, text],
+        ),
+        (
+            "filters",
+            "select g as o0, count(*) filter (where flag) as o1, sum(i) filter (where n > 1) as o2, \
+           count(*) filter (where k is null) as o3 from a group by g",
+            vec![text, i8, i8, i8],
+        ),
+        (
+            "having_flips",
+            "select g as o0, count(*) as o1 from a group by g having count(*) = 2 or sum(i) > 10",
+            vec![text, i8],
+        ),
         ("only_having", "select k as o0 from b group by k having max(d) > '2024-02-25'", vec![i8]),
         ("floats", "select k as o0, sum(f) as o1, avg(f) as o2 from a group by k", vec![i4, float, float]),
-        ("passengers", "select id as o0, big as o1, extra as o2, upper(g) as o3, substring(big from 5 for 3) as o4 \
-           from a", vec![i4, text, text, text, text]),
+        (
+            "passengers",
+            "select id as o0, big as o1, extra as o2, upper(g) as o3, substring(big from 5 for 3) as o4 \
+           from a",
+            vec![i4, text, text, text, text],
+        ),
         ("padded", "select c as o0, count(*) as o1 from b group by c", vec![text, i8]),
-        ("of_distinct", "select count(*) as o0, sum(q.k) as o1 from (select distinct k, g from a) as q", vec![i8, i8]),
-        ("of_group", "with w as (select k, count(*) as c from a group by k) select c as o0, count(*) as o1 from w \
-           group by c", vec![i8, i8]),
-        ("with_total", "select a.id as o0, q.c as o1 from a join (select count(*) as c from b) as q on true",
-            vec![i4, i8]),
-        ("over_group", "select o1 as o0, count(*) as o1, max(o0) as o2 from @null_keys@ group by o1",
-            vec![text, i8, i4]),
-        ("over_bag", "select d.o0 as o0, c.o1 as o1 from @duplicates@ as d join @duplicate_count@ as c on c.o0 = d.o0",
-            vec![text, i8]),
+        (
+            "of_distinct",
+            "select count(*) as o0, sum(q.k) as o1 from (select distinct k, g from a) as q",
+            vec![i8, i8],
+        ),
+        (
+            "of_group",
+            "with w as (select k, count(*) as c from a group by k) select c as o0, count(*) as o1 from w \
+           group by c",
+            vec![i8, i8],
+        ),
+        (
+            "with_total",
+            "select a.id as o0, q.c as o1 from a join (select count(*) as c from b) as q on true",
+            vec![i4, i8],
+        ),
+        (
+            "over_group",
+            "select o1 as o0, count(*) as o1, max(o0) as o2 from @null_keys@ group by o1",
+            vec![text, i8, i4],
+        ),
+        (
+            "over_bag",
+            "select d.o0 as o0, c.o1 as o1 from @duplicates@ as d join @duplicate_count@ as c on c.o0 = d.o0",
+            vec![text, i8],
+        ),
         ("over_both", "select count(*) as o0, sum(o1) as o1 from @over_group@", vec![i8, numeric]),
     ];
     all.into_iter()

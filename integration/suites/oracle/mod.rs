@@ -67,7 +67,7 @@ async fn what_the_generator_makes_is_valid_and_supported() {
             let database = TestDatabase::create(server).await;
             let mut app = database.as_app().await;
             let stage = if number < rounds {
-                Stage::random(seed, server.major, &app).await
+                Stage::random(seed, server.major, &app, &database.as_app().await).await
             } else {
                 let stage = fixed::stage(seed);
                 stage.install_tables(&app).await;

@@ -79,7 +79,7 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     let app = database.as_app().await;
     let mut stage = match options.fixed {
         true => fixed::stage(seed),
-        false => Stage::random(seed, server.major, &app).await,
+        false => Stage::random(seed, server.major, &app, &database.as_app().await).await,
     };
     if options.fixed {
         stage.install_tables(&app).await;

@@ -337,6 +337,31 @@ impl Planner {
         Step::Truncate(format!("truncate {} cascade", self.tables[table].name))
     }
 
+    /// Thousands of rows with join columns of their own.
+    pub fn large_insert(&mut self, table: usize) -> String {
+        let t = self.tables[table].clone();
+        let mut keys = key_expressions(&t, "n").into_iter();
+        let columns: Vec<usize> = (0..t.columns.len()).collect();
+        let values: Vec<String> = columns
+            .into_iter()
+            .map(|c| match (t.columns[c].role, t.columns[c].ty) {
+                (Role::Key, _) => keys.next().unwrap_or_default(),
+                (Role::Join, ty) if ty.is_int() => format!("n::{}", ty.sql()),
+                (Role::Join, ty) => format!("('g' || n)::{}", ty.sql()),
+                // The same parent for all would join thousands with thousands.
+                (Role::Parent, _) => "null".to_owned(),
+                (Role::Big, _) => "repeat('large', 2)".to_owned(),
+                _ => self.value(table, c),
+            })
+            .collect();
+        let conflict = if t.key().is_empty() { "" } else { " on conflict do nothing" };
+        let (name, list, last) = (&t.name, t.list(), 999 + self.large);
+        let values = values.join(", ");
+        format!(
+            "insert into {name} ({list}) select {values} from generate_series(1000, {last}) as n{conflict}"
+        )
+    }
+
     /// Thousands of rows at once, with join columns of their own; or all of those changed, or deleted.
     fn large_transaction(&mut self) -> Plan {
         let table = self.rng.below(self.tables.len());
@@ -353,30 +378,13 @@ impl Planner {
         let sql = match self.rng.below(3) {
             0 => format!("delete from {} where {high}", t.name),
             1 => format!("update {} set g = g || 'x' where {high} and length(g) < 10", t.name),
-            _ => {
-                let mut keys = key_expressions(&t, "n").into_iter();
-                let columns: Vec<usize> = (0..t.columns.len()).collect();
-                let values: Vec<String> = columns
-                    .into_iter()
-                    .map(|c| match (t.columns[c].role, t.columns[c].ty) {
-                        (Role::Key, _) => keys.next().unwrap_or_default(),
-                        (Role::Join, ty) if ty.is_int() => format!("n::{}", ty.sql()),
-                        (Role::Join, ty) => format!("('g' || n)::{}", ty.sql()),
-                        // The same parent for all would join thousands with thousands.
-                        (Role::Parent, _) => "null".to_owned(),
-                        (Role::Big, _) => "repeat('large', 2)".to_owned(),
-                        _ => self.value(table, c),
-                    })
-                    .collect();
-                let conflict = if t.key().is_empty() { "" } else { " on conflict do nothing" };
-                let (name, list, last) = (&t.name, t.list(), 999 + self.large);
-                let values = values.join(", ");
-                format!(
-                    "insert into {name} ({list}) select {values} from generate_series(1000, {last}) as n{conflict}"
-                )
-            }
+            _ => self.large_insert(table),
         };
         let mut steps = vec![Step::Sql(sql)];
+        // Without a key a second load would double the first, and a join multiply it.
+        if t.key().is_empty() {
+            steps.insert(0, Step::Sql(format!("delete from {} where {high}", t.name)));
+        }
         // They do not stay for long: every answer would carry them.
         let again = format!("delete from {} where {high}", t.name);
         if self.rng.chance(30) {
