@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use differential_dataflow::consolidation::consolidate;
 
@@ -30,6 +30,9 @@ pub(super) struct Flight {
     pub epoch: Epoch,
     pub progress: Progress,
     pub installs: Vec<ViewId>,
+    pub started: Instant,
+    /// When it is next said that it is still being computed.
+    pub patience: Duration,
 }
 
 /// Completed epochs that wait for the writer.
@@ -90,7 +93,8 @@ impl Engine {
             self.install(*view)?;
         }
         self.dataflow.send(Command::Step { epoch: self.epoch, changes: feed })?;
-        self.flights.push_back(Flight { epoch: self.epoch, progress, installs });
+        let (started, patience) = (Instant::now(), Duration::from_secs(10));
+        self.flights.push_back(Flight { epoch: self.epoch, progress, installs, started, patience });
         self.epoch += 1;
         Ok(())
     }

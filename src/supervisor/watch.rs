@@ -82,6 +82,13 @@ impl Engine {
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
         }
+        if let Some(flight) = self.flights.front_mut()
+            && flight.started.elapsed() >= flight.patience
+        {
+            flight.patience *= 2;
+            let seconds = flight.started.elapsed().as_secs();
+            tracing::warn!(seconds, installs = flight.installs.len(), "a step is still being computed");
+        }
         let waited_for =
             self.frontier < self.watched.flush_target && self.received >= self.watched.flush_target;
         let pulse =
