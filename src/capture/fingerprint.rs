@@ -35,7 +35,7 @@ impl Fingerprint {
 }
 
 const SQL: &str = "
-select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity,
+select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, c.relispartition,
     (select string_agg(concat_ws(',', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
                                  a.attgenerated), ';' order by a.attnum)
        from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped

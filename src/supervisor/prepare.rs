@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 
 use super::sources::Assigned;
 use super::{obstacle, rights, validity};
+use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
@@ -99,6 +100,9 @@ struct Candidate {
     specs: Vec<SourceSpec>,
     form: TableForm,
     validity: Option<String>,
+    /// The view and the stream tables that its plan was made with.
+    view: u32,
+    sources: HashMap<u32, StreamTable>,
 }
 
 /// Runs the job to its end.
@@ -140,7 +144,7 @@ async fn prepare(job: &Job) -> Result<()> {
         return Ok(());
     }
     let assigned = register(job, &candidates).await?;
-    let failed = load(job, &client, &assigned).await?;
+    let failed = load(job, &mut client, &assigned, &candidates).await?;
     for candidate in candidates {
         let lost = candidate.specs.iter().find_map(|s| failed.get(&s.oid));
         match lost {
@@ -217,7 +221,7 @@ async fn plan_row(
     };
     store::decide(client, row.view, "DIFFERENTIAL", None).await?;
     let form = form(row, &plan)?;
-    Ok(Some(Candidate { row: row.clone(), specs, form, plan, validity }))
+    Ok(Some(Candidate { row: row.clone(), specs, form, plan, validity, view, sources }))
 }
 
 fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
@@ -275,7 +279,12 @@ async fn register(job: &Job, candidates: &[Candidate]) -> Result<Vec<Assigned>> 
 }
 
 /// Loads the fresh instances. Returns the sources that could not be read, with the reason.
-async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashMap<u32, Error>> {
+async fn load(
+    job: &Job,
+    client: &mut Client,
+    assigned: &[Assigned],
+    candidates: &[Candidate],
+) -> Result<HashMap<u32, Error>> {
     let mut failed = HashMap::new();
     let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
@@ -313,6 +322,7 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
         }
     }
     let Some(boundary) = snapshot else { return Ok(failed) };
+    confirm(client, candidates).await?;
     let instances: Vec<InstanceId> = fresh.iter().map(|a| a.instance).collect();
     job.send(Event::Snapshot { instances: instances.clone(), snapshot: boundary.snapshot.clone() })?;
     let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(|a| held(a)).collect();
@@ -360,6 +370,22 @@ async fn publish(
     Ok(added)
 }
 
+/// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
+/// children, lost its key. Then everything is planned again.
+async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
+    for candidate in candidates {
+        let analysis = analyze(client, TreeSource::View(candidate.view), &candidate.sources).await?;
+        if analysis.plan.ok().as_ref() != Some(&candidate.plan) {
+            let name = candidate.row.qualified();
+            return Err(Error::new(
+                ErrorKind::Identity,
+                format!("what {name} reads changed while it was prepared"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The first source that can't be locked alone.
 async fn culprit(job: &Job, specs: &[SourceSpec]) -> Result<Option<u32>> {
     for spec in specs {
@@ -381,7 +407,7 @@ pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
 }
 
 async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Assigned]) -> Result<()> {
-    let Candidate { row, plan, specs, form, validity } = candidate;
+    let Candidate { row, plan, specs, form, validity, .. } = candidate;
     let bindings: Bindings = specs
         .iter()
         .filter_map(|s| assigned.iter().find(|a| a.spec.oid == s.oid))
