@@ -65,6 +65,9 @@ create table if not exists pgtrickle.pgt_stream_tables (
     status text not null default 'INITIALIZING' check (status in ('INITIALIZING', 'ACTIVE', 'SUSPENDED', 'ERROR')),
     is_populated boolean not null default false,
     key_columns text[],
+    -- Statements that call users' functions, types or operators: [{"inputs": n, "sql": "..."}], each evaluated inside
+    -- pgtrickle_queries.evaluate_<pgt_id>_<position from 0>.
+    evaluations jsonb not null default '[]',
     data_timestamp timestamptz,
     frontier pg_lsn,
     last_refresh_at timestamptz,

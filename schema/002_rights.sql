@@ -124,6 +124,7 @@ create or replace function pgtrickle._grant_sidecar(id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
+    f regprocedure;
     role text := (select value from pgtrickle.settings where key = 'sidecar_role');
 begin
     select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
@@ -132,8 +133,11 @@ begin
     end if;
     execute format('grant usage on schema %I to %I', s.pgt_schema, role);
     execute format('grant select on %s, %s to %I', s.pgt_relid, s.query_view, role);
-    execute format('grant execute on function pgtrickle_queries.apply_%s(text[], text[]), '
-                   'pgtrickle_queries.recompute_%s() to %I', id, id, role);
+    for f in select p.oid::regprocedure from pg_proc p
+              where p.pronamespace = 'pgtrickle_queries'::regnamespace
+                and p.proname ~ format('^(apply|recompute|evaluate)_%s(_[0-9]+)?$', id) loop
+        execute format('grant execute on function %s to %I', f, role);
+    end loop;
 end $$;
 
 -- Makes the publication hold exactly `tables`. Definer's rights because a publication can only be created by a role

@@ -281,6 +281,37 @@ end', rel, fill, repair, diff, id, pgtrickle._writer(id::text), pgtrickle._write
 end $$;
 
 -- Both functions, the guard and the grants, for a stream table whose row, view and storage exist.
+-- evaluate_<id>_<n>(text[], ...): expressions that call users' code, over batches of changed rows, with the owner's
+-- rights. The statement comes from the sidecar, which proved that the server reads it as the expressions of the query.
+create or replace function pgtrickle._create_evaluations(id bigint, evaluations jsonb, settings jsonb) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    e record;
+    args text;
+begin
+    for e in select (v ->> 'inputs')::int as inputs, v ->> 'sql' as body, n - 1 as number
+               from jsonb_array_elements(evaluations) with ordinality x (v, n) loop
+        args := array_to_string(array_fill('text[]'::text, array[greatest(e.inputs, 1)]), ', ');
+        execute format(E'create or replace function pgtrickle_queries.evaluate_%s_%s(%s, out o bigint, out r text) '
+                       'returns setof record language sql volatile security definer\n%sas %L',
+                       id, e.number, args, pgtrickle._pinned(settings), e.body);
+        execute format('revoke all on function pgtrickle_queries.evaluate_%s_%s(%s) from public', id, e.number, args);
+    end loop;
+end $$;
+
+-- Drops all functions of a stream table.
+create or replace function pgtrickle._drop_functions(id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    f regprocedure;
+begin
+    for f in select p.oid::regprocedure from pg_proc p
+              where p.pronamespace = 'pgtrickle_queries'::regnamespace
+                and p.proname ~ format('^(apply|recompute|evaluate)_%s(_[0-9]+)?$', id) loop
+        execute format('drop function %s', f);
+    end loop;
+end $$;
+
 create or replace function pgtrickle._create_functions(id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -289,6 +320,7 @@ begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     perform pgtrickle._create_apply(id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
     perform pgtrickle._create_recompute(id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
+    perform pgtrickle._create_evaluations(id, s.evaluations, s.query_settings);
     perform pgtrickle._set_guard(id, s.pgt_relid, s.user_writes);
     perform pgtrickle._grant_sidecar(id);
 end $$;

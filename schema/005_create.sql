@@ -86,7 +86,8 @@ end $$;
 -- sidecar, or it cannot see this transaction's objects): DIFFERENTIAL without a key, and the sidecar decides after
 -- the commit.
 create or replace function pgtrickle._decide(id bigint, label text, view regclass, requested text,
-                                              out mode text, out reason text, out key text[], out decided boolean)
+                                              out mode text, out reason text, out key text[], out decided boolean,
+                                              out evaluations jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     secured text;
@@ -95,6 +96,7 @@ declare
     wanted interval := pgtrickle._setting_interval('analysis_timeout', '10 s');
 begin
     decided := false;
+    evaluations := '[]';
     mode := case requested when 'FULL' then 'FULL' else 'DIFFERENTIAL' end;
     if requested = 'FULL' then
         reason := 'requested';
@@ -141,6 +143,7 @@ begin
         select array_agg(k.v order by k.ord) into key
           from jsonb_array_elements_text(reply -> 'key') with ordinality k (v, ord);
     end if;
+    evaluations := coalesce(reply -> 'evaluations', '[]');
     for note in select jsonb_array_elements_text(reply -> 'notices') where jsonb_typeof(reply -> 'notices') = 'array' loop
         raise notice '%', note;
     end loop;
@@ -243,7 +246,7 @@ begin
     storage := pgtrickle._create_storage(sch, rel, view, d.key);
     update pgtrickle.pgt_stream_tables t
        set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view), key_columns = d.key,
-           refresh_mode = d.mode, refresh_reason = d.reason
+           refresh_mode = d.mode, refresh_reason = d.reason, evaluations = d.evaluations
      where t.pgt_id = id;
     perform pgtrickle._record_sources(id, view);
     perform pgtrickle._create_functions(id);
@@ -323,7 +326,7 @@ begin
         end if;
         perform pgtrickle._drop(dependent.pgt_id, true);
     end loop;
-    execute format('drop function if exists pgtrickle_queries.recompute_%s(), pgtrickle_queries.apply_%1$s(text[], text[])', id);
+    perform pgtrickle._drop_functions(id);
     if exists (select from pg_class c where c.oid = s.pgt_relid) then
         execute format('drop table %s%s', s.pgt_relid, how);
     end if;

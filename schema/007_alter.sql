@@ -55,7 +55,7 @@ begin
                 case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end,
                 case when g.is_grantable then ' with grant option' else '' end);
         end loop;
-        execute format('drop function if exists pgtrickle_queries.recompute_%s(), pgtrickle_queries.apply_%1$s(text[], text[])', id);
+        perform pgtrickle._drop_functions(id);
         begin
             execute format('drop table %s', s.pgt_relid);
             execute format('drop view %s', s.query_view);
@@ -76,7 +76,8 @@ begin
     update pgtrickle.pgt_stream_tables t
        set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view), original_query = query,
            query_settings = pgtrickle._query_settings(), key_columns = d.key, refresh_mode = d.mode,
-           refresh_reason = d.reason, requested_refresh_mode = requested, status = 'INITIALIZING'
+           refresh_reason = d.reason, evaluations = d.evaluations, requested_refresh_mode = requested,
+           status = 'INITIALIZING'
      where t.pgt_id = id;
     perform pgtrickle._record_sources(id, view);
     perform pgtrickle._create_functions(id);
@@ -119,7 +120,7 @@ begin
     elsif requested <> s.requested_refresh_mode then
         select * into d from pgtrickle._decide(id, label, s.query_view, requested);
         update pgtrickle.pgt_stream_tables t
-           set refresh_mode = d.mode, refresh_reason = d.reason,
+           set refresh_mode = d.mode, refresh_reason = d.reason, evaluations = d.evaluations,
                status = case when t.status in ('SUSPENDED', 'ERROR') then t.status
                              when d.mode = 'FULL' and t.is_populated then 'ACTIVE' else 'INITIALIZING' end
          where t.pgt_id = id;

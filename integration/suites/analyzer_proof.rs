@@ -211,7 +211,7 @@ async fn an_aggregate_can_be_an_input() {
                 collate: String::new(),
             })
             .collect();
-        let mut batch = RemoteBatch { inputs: inputs_of_batch, exprs };
+        let mut batch = RemoteBatch { inputs: inputs_of_batch, exprs, owner_function: None };
         verify::verify(&mut client, &loaded.facts, &batch, &[expr], &inputs).await.expect("is proven");
         batch.inputs[0].type_name = "varchar(3)".to_owned();
         verify::verify(&mut client, &loaded.facts, &batch, &[expr], &inputs)
@@ -244,6 +244,7 @@ async fn constants_of_views_below_and_generated_columns_get_their_text() {
         let batch = RemoteBatch {
             inputs: vec![RemoteInput { column: 0, type_name: "int4".to_owned(), collate: String::new() }],
             exprs: vec![RemoteExpr { sql, result, builtin_only: true }],
+            owner_function: None,
         };
         verify::verify(&mut client, &loaded.facts, &batch, &[expr], &inputs).await.expect("is proven");
         let sql = verify::evaluation_sql(&batch);

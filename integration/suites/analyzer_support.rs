@@ -64,7 +64,7 @@ pub(super) async fn prepare(client: &mut Client, view: &str) -> Result<Prepared>
     let sql = deparse::expression(expr, Scope { facts, inputs: &inputs })?;
     let result = load::type_info(facts, deparse::type_of(expr)?, -1, deparse::collation_of(expr)?)?;
     let remote = RemoteExpr { sql, result, builtin_only: volatility::builtin_only(expr, facts) };
-    let batch = RemoteBatch { inputs: batch_inputs, exprs: vec![remote] };
+    let batch = RemoteBatch { inputs: batch_inputs, exprs: vec![remote], owner_function: None };
     verify::verify(client, facts, &batch, &[expr], &inputs).await?;
     Ok(Prepared { batch, attributes, volatility: volatility::volatility(expr, facts) })
 }

@@ -54,6 +54,9 @@ pub(super) const CORPUS: &[(u32, &str)] = &[
     (14, "i4 % 3 = 0"),
     (14, "i4 & 6 | 1 # 3"),
     (14, "~ i4"),
+    // A bracketed AND on the left is flattened by the parser.
+    (14, "not (i4 between 1 and 9 and length(t) > 1)"),
+    (14, "(b or i4 > 3 or (i8 = 1 or length(t) = 2)) and (b and i4 > 1)"),
     (14, "i4 << 2"),
     (14, "i8 / 3.0"),
     (14, "f8 * 2"),

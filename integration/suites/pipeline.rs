@@ -95,3 +95,60 @@ async fn columns_of(client: &tokio_postgres::Client, table: &str) -> String {
         where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attname <> '__pgt_row_id'";
     client.query_one(SQL, &[&table]).await.unwrap().get(0)
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_functions_are_evaluated_with_the_owners_rights_and_stay_incremental() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let app = db.as_app().await;
+        // A function that lies about being immutable shows who runs it.
+        app.batch_execute(
+            "create function me(int) returns text immutable language sql as 'select current_user::text || $1';
+             create function risky(int) returns int immutable language plpgsql as 'begin return 10 / $1; end';
+             create table t (id int primary key, v int);
+             insert into t values (1, 1), (2, 2)",
+        )
+        .await
+        .unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        let create = "select pgtrickle.create_stream_table('st', 'select id, me(v) as who, risky(v) as r from t', refresh_mode => 'DIFFERENTIAL')";
+        app.batch_execute(create).await.unwrap();
+        wait_active(&app).await;
+        app.batch_execute("insert into t values (5, 5); update t set v = 7 where id = 1").await.unwrap();
+        let passed: bool = app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
+        assert!(passed);
+        let rows = app.query("select who, r from st order by id", &[]).await.unwrap();
+        let rows: Vec<(String, i32)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+        assert_eq!(rows, [("app7".to_owned(), 1), ("app2".to_owned(), 5), ("app5".to_owned(), 2)]);
+        // Its error belongs to the stream table, with the function's SQLSTATE.
+        app.batch_execute("insert into t values (9, 0)").await.unwrap();
+        wait_until("the failing stream table is taken out", SOON, || async {
+            let sql = "select last_error_sqlstate from pgtrickle.stream_tables_info where pgt_name = 'st'";
+            match app.query_one(sql, &[]).await.unwrap().get::<_, Option<String>>(0).as_deref() {
+                Some("22012") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        // Mended, it comes back by itself.
+        app.batch_execute("delete from t where id = 9").await.unwrap();
+        wait_active(&app).await;
+        assert_equal(&app, "select id, me(v) as who, risky(v) as r from t", "st", "id, who, r").await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+async fn wait_active(app: &tokio_postgres::Client) {
+    wait_until("all stream tables are active", SOON, || async {
+        const SQL: &str = "select string_agg(concat_ws(' ', name, status, refresh_mode, refresh_reason, last_error_message), ', ')
+            from pgtrickle.pgt_status() where status <> 'ACTIVE' or refresh_mode <> 'DIFFERENTIAL'";
+        match app.query_one(SQL, &[]).await.unwrap().get::<_, Option<String>>(0) {
+            None => Ok(()),
+            Some(others) => Err(others),
+        }
+    })
+    .await;
+}

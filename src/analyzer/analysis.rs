@@ -100,8 +100,10 @@ async fn analyze_in(
     // Names in definitions and of types are then printed with their schema.
     let set = "set local search_path = pg_catalog, pg_temp";
     transaction.batch_execute(set).await.map_err(|e| lookup::failed(e, "analyse a query"))?;
-    let view_facts = transaction.query_one(VIEW, &[&view]).await;
-    let view_facts = view_facts.map_err(|e| lookup::failed(e, "read a view"))?;
+    let view_facts = transaction.query_opt(VIEW, &[&view]).await;
+    let view_facts = view_facts.map_err(|e| lookup::failed(e, "read a view"))?.ok_or_else(|| {
+        Error::new(ErrorKind::Query, "the view of the defining query is gone").with_sqlstate("42P01")
+    })?;
     let (owner, definition): (u32, String) = (view_facts.get(0), view_facts.get(1));
     let tree = load::view_tree(transaction, view).await?;
     let mut loaded = load::load(transaction, &tree, stream_tables).await?;
@@ -180,7 +182,8 @@ fn plan(loaded: &Loaded, owner: u32, columns: &[OutputColumn]) -> translate::Ste
     let Loaded { query, views, generated, facts } = loaded;
     let inputs = Inputs { facts, views, generated, owner: Some(owner) };
     let Translated { rel, upstreams, notices, remote } = translate::translate(inputs, query)?;
-    let rel = translate::prune(rel);
+    let mut rel = translate::prune(rel);
+    rel.number_user_batches();
     if width(&rel) != columns.len() {
         return Err(Refusal::new("unsupported.tree", "the query's columns are not those of its view"));
     }

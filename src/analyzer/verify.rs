@@ -193,6 +193,20 @@ struct Comparison<'a> {
     source: i64,
 }
 
+/// The arguments of AND or OR with nested ones of the same kind taken in, in order: the parser flattens what was
+/// bracketed to the left (`makeAndExpr` in `gram.y`), which changes neither value nor order of evaluation.
+fn flattened(node: &Node) -> Option<Vec<&Node>> {
+    let operator = node.text("boolop").filter(|op| node.tag == "BOOLEXPR" && op != "not")?;
+    let mut flat = Vec::new();
+    for arg in node.nodes("args").ok()? {
+        match flattened(arg) {
+            Some(inner) if arg.text("boolop").as_ref() == Some(&operator) => flat.extend(inner),
+            _ => flat.push(arg),
+        }
+    }
+    Some(flat)
+}
+
 /// Where two trees differ, in words.
 type Difference = String;
 
@@ -206,6 +220,12 @@ impl Comparison<'_> {
         }
         if original.tag != again.tag || original.tag == "VAR" {
             return Err(format!("{} came back as {}", original.tag, again.tag));
+        }
+        if let (Some(left), Some(right)) = (flattened(original), flattened(again)) {
+            if original.text("boolop") != again.text("boolop") || left.len() != right.len() {
+                return Err("BOOLEXPR.args".to_owned());
+            }
+            return left.iter().zip(right).try_for_each(|(l, r)| self.nodes(l, r));
         }
         let compared = |n: &&(String, Value)| !IGNORED.contains(&n.0.as_str());
         let names = |n: &Node| n.fields.iter().filter(compared).map(|f| f.0.clone()).collect::<Vec<_>>();

@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod history;
+pub mod owned;
 pub mod reconcile;
 pub mod writer;
 

@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::batch::Batch;
 use super::history::{RollUp, Written};
+use super::owned::{self, Function};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
@@ -123,9 +124,12 @@ impl Writer {
     async fn prepare(&mut self, batches: &[(ViewId, Batch)]) -> Result<()> {
         for (view, _) in batches {
             if !self.calls.contains_key(view) {
-                let sql = format!(
-                    "select deleted_rows, inserted_rows from pgtrickle_queries.apply_{view}($1::text[], $2::text[])"
-                );
+                let sql = match owned::statement(&self.client, Function::Apply, *view).await {
+                    Ok(sql) => sql,
+                    Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                    // Found again, as that stream table's error, when it is to be called.
+                    Err(_) => continue,
+                };
                 match self.client.prepare(&sql).await {
                     Ok(statement) => drop(self.calls.insert(*view, statement)),
                     // Found again, with the stream table's name, when the call fails.
@@ -278,14 +282,12 @@ impl Writer {
     }
 
     async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<(i64, i64)> {
-        let statement = self.calls.get(&view).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Apply,
-                format!("the function pgtrickle_queries.apply_{view} is missing or may not be called"),
-            )
-            .with_sqlstate("42883")
-            .with_hint("let the stream table's owner drop and create it again")
-        })?;
+        let Some(statement) = self.calls.get(&view) else {
+            owned::statement(&self.client, Function::Apply, view).await?;
+            // It is there by now; the next attempt prepares it.
+            let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
+            return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
+        };
         let none: &[String] = &[];
         let (mut deleted, mut inserted) = (0, 0);
         let deletes = batch.deleted.chunks(CALL_ROWS).map(|rows| (rows, none));
@@ -298,8 +300,9 @@ impl Writer {
         };
         for (gone, new) in calls {
             let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
-            deleted += row.get::<_, i64>(0);
-            inserted += row.get::<_, i64>(1);
+            let [gone, new] = owned::counts(Function::Apply, view, row.get(0))?;
+            deleted += gone;
+            inserted += new;
         }
         Ok((deleted, inserted))
     }

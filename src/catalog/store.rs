@@ -6,8 +6,9 @@ use tokio_postgres::types::{Json, PgLsn};
 use tokio_postgres::{Client, GenericClient};
 
 use crate::analyzer::facts::StreamTable;
+use crate::analyzer::verify::evaluation_sql;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::ViewId;
+use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::error;
 
 /// A row of `pgt_stream_tables`, as far as the sidecar needs it.
@@ -183,14 +184,14 @@ pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&s
 }
 
 /// Takes a stream table out: status ERROR (it is tried again) or SUSPENDED (until somebody resumes it). `frontier` is
-/// the last commit that it contains.
+/// the last commit that it contains. False if it was dropped meanwhile.
 pub async fn fail(
     client: &Client,
     view: ViewId,
     status: &str,
     e: &Error,
     frontier: Option<u64>,
-) -> Result<()> {
+) -> Result<bool> {
     const SQL: &str =
         "update pgtrickle.pgt_stream_tables s set status = $2, consecutive_errors = consecutive_errors + 1,
             last_error_sqlstate = $3, last_error_message = $4, last_error_at = pg_catalog.clock_timestamp(),
@@ -204,8 +205,29 @@ pub async fn fail(
         None => e.context().to_owned(),
     };
     let frontier = frontier.map(PgLsn::from);
-    client.execute(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
-    Ok(())
+    let rows =
+        client.execute(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
+    Ok(rows > 0)
+}
+
+/// Why a plan's evaluations by the owner can't be used: a function is missing (the stream table was created without a
+/// live sidecar), is not its owner's, or has another body than the plan asks for. `None`: all is well.
+pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> Result<Option<String>> {
+    const SQL: &str = "select p.prosrc = $3 and p.prosecdef and p.proowner = c.relowner
+        from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
+        join pg_catalog.pg_proc p on p.proname = $2 and p.pronamespace = 'pgtrickle_queries'::pg_catalog.regnamespace
+        where s.pgt_id = $1";
+    for batch in plan.rel.batches() {
+        let Some(number) = batch.owner_function else { continue };
+        let name = format!("evaluate_{view}_{number}");
+        let row = client.query_opt(SQL, &[&view, &name, &evaluation_sql(batch)]).await.map_err(error)?;
+        if !row.is_some_and(|r| r.get(0)) {
+            return Ok(Some(format!(
+                "it calls functions of users, and the function {name} that does so with the owner's rights is missing or changed"
+            )));
+        }
+    }
+    Ok(None)
 }
 
 /// A FULL stream table was recomputed.

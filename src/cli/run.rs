@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::signals;
 use crate::config::Settings;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::RunOptions;
 
 /// How long a shutdown may take: below the 30 s that most supervisors wait before they kill.
@@ -29,6 +29,17 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
     };
-    crate::supervisor::run(options, shutdown).await?;
+    crate::supervisor::run(options, shutdown).await.map_err(with_advice)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A missing right that the server reports without a hint: most often it is the wrong role.
+fn with_advice(error: Error) -> Error {
+    if error.kind() == ErrorKind::Privilege && error.hint().is_none() {
+        return error.with_hint(
+            "connect as the role that pgtrickle init --sidecar-role prepared; it needs LOGIN, REPLICATION, and SELECT \
+             on the tables that stream tables read",
+        );
+    }
+    error
 }

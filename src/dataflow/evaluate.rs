@@ -16,7 +16,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 use timely::scheduling::SyncActivator;
 
-use super::keyed::{Rows, route};
+use super::keyed::{Incomplete, Rows, route};
 use super::protocol::Epoch;
 use crate::plan::{RemoteBatch, ViewId};
 use crate::row::Row;
@@ -76,7 +76,7 @@ pub(super) fn evaluate<'s>(
             pact,
             "Evaluate",
             move |_, info| {
-                let mut pending: BTreeMap<Epoch, (Capability<Epoch>, Vec<(Row, i64)>)> = BTreeMap::new();
+                let mut pending: Incomplete<Row> = BTreeMap::new();
                 let mut queue: VecDeque<Waiting> = VecDeque::new();
                 let mut known: FxHashMap<Row, Remembered> = FxHashMap::default();
                 let activator = scope.worker().sync_activator_for(info.address.to_vec());

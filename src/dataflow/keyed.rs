@@ -22,6 +22,9 @@ pub(super) type Rows<'s> = VecCollection<'s, Epoch, Row, i64>;
 /// A row with the key that decides its worker.
 pub(super) type KeyedRow = (Row, Row);
 
+/// Updates of epochs that are not complete, each with the capability to answer it.
+pub(super) type Incomplete<D> = BTreeMap<Epoch, (Capability<Epoch>, Vec<(D, i64)>)>;
+
 /// Spreads keys over workers.
 pub(super) fn route(key: &Row) -> u64 {
     let mut hasher = rustc_hash::FxHasher::default();
@@ -48,7 +51,7 @@ where
             pact,
             name,
             move |capability, _info| {
-                let mut pending: BTreeMap<Epoch, (Capability<Epoch>, Vec<(KeyedRow, i64)>)> = BTreeMap::new();
+                let mut pending: Incomplete<KeyedRow> = BTreeMap::new();
                 pending.insert(first, (capability.delayed(&first), Vec::new()));
                 drop(capability);
                 let mut produced = Vec::new();

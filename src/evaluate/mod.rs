@@ -1,8 +1,8 @@
 //! The service behind the dataflow's Evaluate operators: PostgreSQL computes expressions over batches of rows (D3).
 //!
 //! Invariant: one row of results per requested row. A row that fails gets error values instead; the others of its batch
-//! do not suffer. Only expressions made of built-in functions, operators and types come here: they can't run users'
-//! code (others make a query FULL).
+//! do not suffer. Expressions made of built-in functions, operators and types are sent as they are; all others run inside
+//! a definer function of the stream table's owner, so users' code never has our rights (D7).
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Statement};
 use crate::analyzer::verify::evaluation_sql;
 use crate::dataflow::EvaluationRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::RemoteBatch;
+use crate::plan::{RemoteBatch, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::record::parse_record;
 use crate::row::{Datum, Row, TypeClass};
@@ -31,16 +31,23 @@ pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationReq
         };
         let mut results = Vec::with_capacity(request.rows.len());
         for rows in request.rows.chunks(BATCH) {
-            results.extend(evaluator.evaluate(&request.batch, rows).await?);
+            results.extend(evaluator.evaluate(request.view, &request.batch, rows).await?);
         }
         request.reply.send(results);
     }
     Ok(())
 }
 
+/// The statement that evaluates a batch: the expressions themselves, or the call of the owner's function.
+fn call(view: ViewId, batch: &RemoteBatch) -> String {
+    let Some(number) = batch.owner_function else { return evaluation_sql(batch) };
+    let arguments: Vec<String> = (1..=batch.inputs.len().max(1)).map(|i| format!("${i}::text[]")).collect();
+    format!("select o, r from pgtrickle_queries.evaluate_{view}_{number}({})", arguments.join(", "))
+}
+
 struct Evaluator {
     client: Client,
-    statements: Vec<(Arc<RemoteBatch>, Statement)>,
+    statements: Vec<(ViewId, Arc<RemoteBatch>, Statement)>,
 }
 
 impl Evaluator {
@@ -48,19 +55,20 @@ impl Evaluator {
         Ok(Evaluator { client: target.connect(Purpose::Evaluate).await?, statements: Vec::new() })
     }
 
-    async fn statement(&mut self, batch: &Arc<RemoteBatch>) -> Result<Statement> {
-        if let Some((_, statement)) = self.statements.iter().find(|(b, _)| b == batch) {
+    async fn statement(&mut self, view: ViewId, batch: &Arc<RemoteBatch>) -> Result<Statement> {
+        let known = |s: &&(ViewId, Arc<RemoteBatch>, Statement)| s.0 == view && s.1 == *batch;
+        if let Some((_, _, statement)) = self.statements.iter().find(known) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(&evaluation_sql(batch)).await.map_err(error)?;
-        self.statements.push((batch.clone(), statement.clone()));
+        let statement = self.client.prepare(&call(view, batch)).await.map_err(error)?;
+        self.statements.push((view, batch.clone(), statement.clone()));
         Ok(statement)
     }
 
     /// Results of `rows`, in order. A row that already carries an error hands it on.
-    async fn evaluate(&mut self, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
+    async fn evaluate(&mut self, view: ViewId, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
         let sound: Vec<Row> = rows.iter().filter(|row| !row.has_error()).cloned().collect();
-        let mut answers = self.evaluate_sound(batch, &sound).await?.into_iter();
+        let mut answers = self.evaluate_sound(view, batch, &sound).await?.into_iter();
         let missing = || Error::internal("an evaluated row is missing");
         rows.iter()
             .map(|row| match row.iter().find(Datum::is_error) {
@@ -71,11 +79,17 @@ impl Evaluator {
     }
 
     /// A batch that fails is halved until the failing rows stand alone.
-    async fn evaluate_sound(&mut self, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
-        let statement = self.statement(batch).await?;
+    async fn evaluate_sound(
+        &mut self,
+        view: ViewId,
+        batch: &Arc<RemoteBatch>,
+        rows: &[Row],
+    ) -> Result<Vec<Row>> {
+        let statement = self.statement(view, batch).await?;
         let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         let mut results: Vec<Option<Row>> = vec![None; rows.len()];
-        let mut open = vec![0..rows.len()];
+        let mut open = Vec::new();
+        open.push(0..rows.len());
         while let Some(range) = open.pop() {
             match self.ask(&statement, batch, &rows[range.clone()]).await {
                 Ok(answers) => {

@@ -107,6 +107,9 @@ pub struct RemoteBatch {
     /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
     pub inputs: Vec<RemoteInput>,
     pub exprs: Vec<RemoteExpr>,
+    /// Users' code runs only inside `pgtrickle_queries.evaluate_<pgt_id>_<number>`, a definer function of the stream
+    /// table's owner (D7). `None`: everything in it is built in.
+    pub owner_function: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -187,6 +190,43 @@ impl Rel {
             Rel::Join { left, right, .. } => vec![left, right],
             Rel::UnionAll { inputs } => inputs.iter().collect(),
         }
+    }
+
+    /// Expressions for PostgreSQL, in the order of a walk.
+    pub fn batches(&self) -> Vec<&RemoteBatch> {
+        let mut batches = Vec::new();
+        self.walk(&mut |rel| {
+            if let Rel::Evaluate { batch, .. } = rel {
+                batches.push(batch);
+            }
+        });
+        batches
+    }
+
+    /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
+    pub fn number_user_batches(&mut self) {
+        fn walk(rel: &mut Rel, next: &mut u32) {
+            if let Rel::Evaluate { batch, .. } = rel {
+                if batch.exprs.iter().any(|e| !e.builtin_only) {
+                    batch.owner_function = Some(*next);
+                    *next += 1;
+                }
+            }
+            match rel {
+                Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
+                Rel::Filter { input, .. }
+                | Rel::Project { input, .. }
+                | Rel::Evaluate { input, .. }
+                | Rel::Aggregate { input, .. }
+                | Rel::Distinct { input, .. } => walk(input, next),
+                Rel::Join { left, right, .. } => {
+                    walk(left, next);
+                    walk(right, next);
+                }
+                Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
+            }
+        }
+        walk(self, &mut 0);
     }
 
     /// Calls `visit` for this operator and all below, from the top.

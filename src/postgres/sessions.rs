@@ -237,9 +237,10 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     }
     let text = e.to_string();
     let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
-    let (kind, hint) = if text.contains("password") {
+    let said = format!("{text}{cause}");
+    let (kind, hint) = if said.contains("password") {
         (ErrorKind::Authentication, "set the password in the URL, in PGPASSWORD or in a password file")
-    } else if text.contains("tls") || text.contains("TLS") {
+    } else if said.contains("tls") || said.contains("TLS") {
         (
             ErrorKind::Authentication,
             "the server does not offer TLS: enable ssl there, or use sslmode=prefer or disable",
@@ -247,7 +248,7 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     } else {
         (ErrorKind::Connection, "check host, port, firewall and whether the server runs")
     };
-    Error::new(kind, format!("{text}{cause}")).with_hint(hint).with_source(e)
+    Error::new(kind, said).with_hint(hint).with_source(e)
 }
 
 fn connect_hint(code: &SqlState, message: &str) -> Option<&'static str> {

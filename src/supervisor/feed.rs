@@ -70,7 +70,9 @@ impl Engine {
             progress.data_time = progress.data_time.max(self.server_time);
         }
         self.sources.passed(progress.frontier);
-        let installs = self.installable();
+        // What is prepared together joins together: at a start all stream tables move from the boundary that they
+        // stored to the new one in one transaction (invariant 2).
+        let installs = if self.preparing.is_none() { self.installable() } else { Vec::new() };
         self.fed = self.fed.max(progress.frontier);
         if feed.is_empty() && transactions == 0 && installs.is_empty() {
             return Ok(());

@@ -9,6 +9,7 @@ use super::prepare::Event;
 use super::requests::Request;
 use super::views::State;
 use crate::apply::history::{self, Written};
+use crate::apply::owned::{self, Function};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
@@ -121,7 +122,7 @@ impl Engine {
                 view.row.errors = 0;
                 Ok(())
             }
-            Err(e) if e.kind() == ErrorKind::LeaseHeld => Err(e),
+            Err(e) if matches!(e.kind(), ErrorKind::LeaseHeld | ErrorKind::Connection) => Err(e),
             Err(e) => self.fail(id, e).await,
         }
     }
@@ -154,13 +155,12 @@ async fn recompute(
         if client.query_opt(FENCE, &[&pipeline, &generation]).await.map_err(error)?.is_none() {
             return Err(Error::new(ErrorKind::LeaseHeld, "another sidecar has taken over this pipeline"));
         }
-        let call = format!(
-            "select inserted_rows, updated_rows, deleted_rows from pgtrickle_queries.recompute_{view}()"
-        );
+        let call = owned::statement(&client, Function::Recompute, view).await?;
         let row = client.query_one(&call, &[]).await.map_err(error)?;
+        let [inserted, updated, deleted] = owned::counts(Function::Recompute, view, row.get(0))?;
         store::recomputed(&client, view).await?;
         client.batch_execute("commit").await.map_err(error)?;
-        Ok(Written { inserted: row.get(0), updated: row.get(1), deleted: row.get(2) })
+        Ok(Written { inserted, updated, deleted })
     }
     .await;
     if outcome.is_err() {

@@ -7,8 +7,10 @@ mod engine;
 mod feed;
 mod full;
 mod lease;
+mod obstacle;
 mod prepare;
 mod requests;
+mod rights;
 mod sources;
 mod start;
 mod views;
@@ -65,13 +67,34 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
 
 /// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.
 ///
-/// Before it has served for the first time a wrong setup or address is reported at once; later a server that is away
-/// comes back.
+/// Before it has served for the first time a wrong setup or address is reported at once. Later a server that is away, a
+/// password that is changed or a right that was taken comes back; only what needs another binary or other options ends
+/// the run.
 fn verdict(error: &Error, served: bool) -> Option<Option<Error>> {
     match (error.kind().directive(), error.kind()) {
         (_, ErrorKind::Connection) if !served => Some(None),
-        (Directive::Stop, ErrorKind::LeaseHeld) if served => None,
-        (Directive::Stop, _) => Some(None),
+        (Directive::Stop, ErrorKind::Config | ErrorKind::SchemaVersion) => Some(None),
+        (Directive::Stop, _) if !served => Some(None),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_setup_ends_the_first_start_and_is_tried_again_once_it_has_served() {
+        let ends = |kind, served| verdict(&Error::new(kind, "x"), served).is_some();
+        use ErrorKind::*;
+        for kind in [Connection, Authentication, Privilege, ServerSetup, LeaseHeld] {
+            assert!(ends(kind, false) && !ends(kind, true), "{kind:?}");
+        }
+        for kind in [Config, SchemaVersion] {
+            assert!(ends(kind, false) && ends(kind, true), "{kind:?}");
+        }
+        for kind in [Identity, Protocol, Internal, Contention] {
+            assert!(!ends(kind, false) && !ends(kind, true), "{kind:?}");
+        }
     }
 }

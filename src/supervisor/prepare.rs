@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
 use super::sources::Assigned;
+use super::{obstacle, rights};
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
@@ -164,6 +165,9 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
+    if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
+        return Err(lost);
+    }
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
@@ -181,32 +185,26 @@ async fn plan_row(
             return Ok(None);
         }
     };
-    let specs = specs(&analysis, &plan)?;
-    if let Some(reason) = too_big(client, &specs, job.memory_limit).await? {
+    if let Some(reason) = store::missing_evaluation(client, row.view, &plan).await? {
         if row.requested_mode == "DIFFERENTIAL" {
-            return Err(Error::new(ErrorKind::Memory, reason)
-                .with_sqlstate("53200")
-                .with_hint("raise --memory-limit"));
+            return Err(Error::unsupported(reason).with_hint("create it again while the sidecar runs"));
         }
         store::decide(client, row.view, "FULL", Some(&reason)).await?;
         job.send(Event::Full { row: row.clone() })?;
         return Ok(None);
     }
+    let specs = match obstacle::specs(client, &analysis, &plan, job.memory_limit).await? {
+        Ok(specs) => specs,
+        Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
+        Err(obstacle) => {
+            store::decide(client, row.view, "FULL", Some(obstacle.context())).await?;
+            job.send(Event::Full { row: row.clone() })?;
+            return Ok(None);
+        }
+    };
     store::decide(client, row.view, "DIFFERENTIAL", None).await?;
     let form = form(row, &plan)?;
     Ok(Some(Candidate { row: row.clone(), specs, form, plan }))
-}
-
-fn specs(analysis: &Analysis, plan: &Plan) -> Result<Vec<SourceSpec>> {
-    plan.sources
-        .iter()
-        .map(|used| {
-            let relation = analysis.relations.iter().find(|r| r.oid == used.source);
-            let relation =
-                relation.ok_or_else(|| Error::internal("a source of the plan was not analysed"))?;
-            SourceSpec::new(relation, &used.attributes)
-        })
-        .collect()
 }
 
 fn dependencies(analysis: &Analysis) -> Vec<(String, &'static str, Vec<String>)> {
@@ -253,33 +251,6 @@ fn form(row: &StreamTableRow, plan: &Plan) -> Result<TableForm> {
     }
 }
 
-/// Whether loading would not fit: an estimate from the planner's statistics.
-async fn too_big(client: &Client, specs: &[SourceSpec], limit: u64) -> Result<Option<String>> {
-    /// Held row, its slot, and its share of arrangements and operator state.
-    const OVERHEAD: f64 = 160.0;
-    const SQL: &str = "select greatest(c.reltuples, 0)::float8,
-            (select coalesce(sum(coalesce(s.avg_width, 16)), 0)::float8 from pg_catalog.unnest($2::text[]) n
-             left join pg_catalog.pg_stats s on s.schemaname = $3 and s.tablename = $4 and s.attname = n)
-        from pg_catalog.pg_class c where c.oid = $1";
-    let mut bytes = 0.0;
-    for spec in specs {
-        let names: Vec<&str> = spec.columns.iter().map(|c| c.name.as_str()).collect();
-        let row =
-            client.query_opt(SQL, &[&spec.oid, &names, &spec.schema, &spec.name]).await.map_err(error)?;
-        if let Some(row) = row {
-            bytes += row.get::<_, f64>(0) * (OVERHEAD + 2.0 * row.get::<_, f64>(1));
-        }
-    }
-    let mb = |b: f64| b / 1_048_576.0;
-    Ok((bytes > limit as f64).then(|| {
-        format!(
-            "its sources need about {:.0} MB of memory, the limit is {:.0} MB",
-            mb(bytes),
-            mb(limit as f64)
-        )
-    }))
-}
-
 async fn register(job: &Job, candidates: &[Candidate]) -> Result<Vec<Assigned>> {
     // One instance per source for all that is prepared together.
     let mut merged: BTreeMap<u32, SourceSpec> = BTreeMap::new();
@@ -296,7 +267,8 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
     let mut failed = HashMap::new();
     let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    let added = publication::add_tables(client, &job.publication, &specs).await?;
+    let added = publish(job, client, &specs, &mut failed).await?;
+    fresh.retain(|a| !failed.contains_key(&a.spec.oid));
     if fresh.is_empty() {
         return Ok(failed);
     }
@@ -345,6 +317,28 @@ async fn load(job: &Job, client: &Client, assigned: &[Assigned]) -> Result<HashM
     tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
     job.send(Event::Loaded { instances, until, fingerprints: before })?;
     Ok(failed)
+}
+
+/// Adds the sources to the publication. One that the server refuses must not keep out the others.
+async fn publish(
+    job: &Job,
+    client: &Client,
+    specs: &[SourceSpec],
+    failed: &mut HashMap<u32, Error>,
+) -> Result<Vec<u32>> {
+    match publication::add_tables(client, &job.publication, specs).await {
+        Err(e) if e.kind() != ErrorKind::Connection => {}
+        outcome => return outcome,
+    }
+    let mut added = Vec::new();
+    for spec in specs {
+        match publication::add_tables(client, &job.publication, std::slice::from_ref(spec)).await {
+            Ok(new) => added.extend(new),
+            Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+            Err(e) => drop(failed.insert(spec.oid, e)),
+        }
+    }
+    Ok(added)
 }
 
 /// The first source that can't be locked alone.

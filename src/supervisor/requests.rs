@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use super::obstacle;
 use crate::analyzer::facts::StreamTable;
+use crate::analyzer::verify::evaluation_sql;
 use crate::analyzer::{TreeSource, analyze};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,8 +45,9 @@ pub async fn answer_analysis(
     client: &mut Client,
     request: &Request,
     stream_tables: &HashMap<u32, StreamTable>,
+    memory_limit: u64,
 ) -> Result<()> {
-    let answer = match analysis(client, request, stream_tables).await {
+    let answer = match analysis(client, request, stream_tables, memory_limit).await {
         Ok(answer) => answer,
         Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
         Err(e) => refusal(&e),
@@ -56,6 +59,7 @@ async fn analysis(
     client: &mut Client,
     request: &Request,
     stream_tables: &HashMap<u32, StreamTable>,
+    memory_limit: u64,
 ) -> Result<Value> {
     let query =
         request.query.as_deref().ok_or_else(|| Error::internal("an analysis request without a query"))?;
@@ -70,17 +74,34 @@ async fn analysis(
             json!({"relation": format!("{}.{}", s.schema, s.name), "type": "TABLE", "columns": columns})
         })
         .collect();
-    let full = |reason: &str| json!({"ok": true, "mode": "FULL", "reason": reason, "hint": null, "key": null, "notices": [], "sources": sources});
+    let full = |reason: &str, hint: Option<&str>| json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": sources});
+    let obstacle = match (&analysis.plan, request.mode.as_deref()) {
+        (Ok(_), Some("FULL")) | (Err(_), _) => None,
+        (Ok(plan), _) => obstacle::specs(client, &analysis, plan, memory_limit).await?.err(),
+    };
+    if let Some(e) = obstacle {
+        return Ok(match request.mode.as_deref() {
+            Some("DIFFERENTIAL") => refusal(&e),
+            _ => full(e.context(), e.hint()),
+        });
+    }
     Ok(match (&analysis.plan, request.mode.as_deref()) {
-        (_, Some("FULL")) => full("asked for at creation"),
+        (_, Some("FULL")) => full("asked for at creation", None),
         (Ok(plan), _) => {
             let name = |i: &usize| plan.columns.get(*i).map(|c| c.name.clone());
             let key: Option<Vec<String>> = plan.key.as_ref().and_then(|k| k.iter().map(name).collect());
+            let evaluations: Vec<Value> = plan
+                .rel
+                .batches()
+                .into_iter()
+                .filter(|b| b.owner_function.is_some())
+                .map(|b| json!({"inputs": b.inputs.len(), "sql": evaluation_sql(b)}))
+                .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
-                   "notices": plan.notices, "sources": sources})
+                   "notices": plan.notices, "sources": sources, "evaluations": evaluations})
         }
         (Err(refused), Some("DIFFERENTIAL")) => refusal(&refused.clone().into()),
-        (Err(refused), _) => full(&refused.reason),
+        (Err(refused), _) => full(&refused.reason, refused.hint.as_deref()),
     })
 }
 

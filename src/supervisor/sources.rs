@@ -115,10 +115,9 @@ impl Sources {
     /// starts anew from a later snapshot, in which the transaction is visible.
     pub fn feed(&mut self, transaction: Transaction, xid: u64, feed: &mut Feed) -> Result<()> {
         for oid in transaction.to_reread() {
-            if let Some(source) = self.by_oid.get(&oid) {
-                if source.instances.values().any(|i| i.phase.wants(xid)) {
-                    return Err(reread(&transaction, source));
-                }
+            let Some(source) = self.by_oid.get(&oid) else { continue };
+            if source.instances.values().any(|i| i.phase.wants(xid)) {
+                return Err(reread(&transaction, source));
             }
         }
         for change in transaction.changes {

@@ -7,6 +7,7 @@ use tokio_postgres::types::PgLsn;
 use super::engine::Engine;
 use super::prepare;
 use super::requests::{self, Request};
+use super::rights;
 use super::views::{State, View, retry_at};
 use crate::apply::history::Written;
 use crate::capture::{fingerprint, publication};
@@ -18,6 +19,7 @@ use crate::postgres::sessions::{Purpose, error};
 
 const CATALOG: Duration = Duration::from_millis(200);
 const FINGERPRINTS: Duration = Duration::from_secs(1);
+const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
 const ANSWERS: Duration = Duration::from_secs(60);
@@ -27,6 +29,7 @@ const ANSWERS: Duration = Duration::from_secs(60);
 pub(super) struct Watched {
     catalog: Option<Instant>,
     fingerprints: Option<Instant>,
+    rights: Option<Instant>,
     answers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
@@ -65,6 +68,9 @@ impl Engine {
         if due(&mut self.watched.fingerprints, FINGERPRINTS) && self.preparing.is_none() {
             self.compare_fingerprints().await?;
         }
+        if due(&mut self.watched.rights, RIGHTS) {
+            self.repeat_rights().await?;
+        }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
         }
@@ -102,13 +108,13 @@ impl Engine {
     }
 
     fn analyze(&self, request: Request) {
-        let target = self.options.target.clone();
+        let (target, memory_limit) = (self.options.target.clone(), self.options.memory_limit);
         let incremental = self.views.incremental();
         let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
         tokio::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
-                requests::answer_analysis(&mut client, &request, &sources).await
+                requests::answer_analysis(&mut client, &request, &sources, memory_limit).await
             };
             if let Err(e) = answer.await {
                 // The caller decides by its timeout.
@@ -208,23 +214,38 @@ impl Engine {
     async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;
-        let again = retry_at(view.row.errors);
+        let again = if rights::is_lost_right(&e) { None } else { retry_at(view.row.errors) };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
         let name = view.row.qualified();
-        tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
-        store::fail(&self.control, id, status, &e, frontier).await?;
+        match store::fail(&self.control, id, status, &e, frontier).await? {
+            true => {
+                tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
+            }
+            // It was dropped under us; the next look at the catalog removes it.
+            false => tracing::debug!(stream_table = %name, error = %e, "a dropped stream table failed"),
+        }
         self.announce();
+        Ok(())
+    }
+
+    /// Stream tables whose owner may not read a source any more stop at what they hold (D12).
+    async fn repeat_rights(&mut self) -> Result<()> {
+        for (id, lost) in rights::lost(&self.control, &self.options.pipeline, None).await? {
+            let out = self.views.0.get(&id).is_none_or(|v| matches!(v.state, State::Failed { again: None }));
+            if !out {
+                self.take_out(id, lost, self.frontier).await?;
+            }
+        }
         Ok(())
     }
 
     /// A prepared stream table waits for its sources.
     pub fn ready(&mut self, prepared: prepare::Prepared) {
-        if let Some(view) = self.views.0.get_mut(&prepared.row.view) {
-            if matches!(view.state, State::Preparing) {
-                view.state = State::Waiting(Box::new(prepared));
-            }
+        let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
+        if matches!(view.state, State::Preparing) {
+            view.state = State::Waiting(Box::new(prepared));
         }
     }
 

@@ -80,7 +80,7 @@ impl Translator<'_> {
             originals.push(node);
             exprs.push(RemoteExpr { sql, result, builtin_only });
         }
-        let batch = RemoteBatch { inputs, exprs };
+        let batch = RemoteBatch { inputs, exprs, owner_function: None };
         self.remote.push(Remote { batch: batch.clone(), originals });
         Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
     }

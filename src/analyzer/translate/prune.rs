@@ -141,7 +141,10 @@ fn evaluate(input: Rel, batch: RemoteBatch, need: &BTreeSet<usize>) -> (Rel, Map
     kept.iter().enumerate().for_each(|(new, old)| map[before + old] = Some(inner.len() + new));
     let exprs =
         batch.exprs.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, e)| e).collect();
-    (Rel::Evaluate { input: Box::new(input), batch: RemoteBatch { inputs, exprs } }, map)
+    (
+        Rel::Evaluate { input: Box::new(input), batch: RemoteBatch { inputs, exprs, owner_function: None } },
+        map,
+    )
 }
 
 fn aggregate(

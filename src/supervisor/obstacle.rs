@@ -1,0 +1,75 @@
+//! What keeps a query that has a plan from being maintained through the dataflow: a source whose changes can't be
+//! followed, a missing right of the sidecar's role, too little memory.
+//!
+//! Asked at creation, so that DIFFERENTIAL is refused in the call, and again at each preparation.
+
+use tokio_postgres::Client;
+
+use super::rights;
+use crate::analyzer::Analysis;
+use crate::capture::SourceSpec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Plan;
+use crate::postgres::sessions::error;
+
+/// What to capture for a plan; the inner error is the obstacle, with a hint for people who want DIFFERENTIAL.
+pub async fn specs(
+    client: &Client,
+    analysis: &Analysis,
+    plan: &Plan,
+    memory_limit: u64,
+) -> Result<Result<Vec<SourceSpec>>> {
+    let specs = match captured(analysis, plan) {
+        Ok(specs) => specs,
+        Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(Err(e)),
+        Err(e) => return Err(e),
+    };
+    let oids: Vec<u32> = specs.iter().map(|s| s.oid).collect();
+    if let Some((reason, hint)) = rights::unreadable(client, &oids).await? {
+        return Ok(Err(Error::new(ErrorKind::Privilege, reason).with_sqlstate("42501").with_hint(hint)));
+    }
+    if let Some(reason) = too_big(client, &specs, memory_limit).await? {
+        let e = Error::new(ErrorKind::Memory, reason).with_sqlstate("53200");
+        return Ok(Err(e.with_hint("raise --memory-limit, or use refresh_mode => 'FULL'")));
+    }
+    Ok(Ok(specs))
+}
+
+fn captured(analysis: &Analysis, plan: &Plan) -> Result<Vec<SourceSpec>> {
+    plan.sources
+        .iter()
+        .map(|used| {
+            let relation = analysis.relations.iter().find(|r| r.oid == used.source);
+            let relation =
+                relation.ok_or_else(|| Error::internal("a source of the plan was not analysed"))?;
+            SourceSpec::new(relation, &used.attributes)
+        })
+        .collect()
+}
+
+/// Whether loading would not fit: an estimate from the planner's statistics.
+async fn too_big(client: &Client, specs: &[SourceSpec], limit: u64) -> Result<Option<String>> {
+    /// Held row, its slot, and its share of arrangements and operator state.
+    const OVERHEAD: f64 = 160.0;
+    const SQL: &str = "select greatest(c.reltuples, 0)::float8,
+            (select coalesce(sum(coalesce(s.avg_width, 16)), 0)::float8 from pg_catalog.unnest($2::text[]) n
+             left join pg_catalog.pg_stats s on s.schemaname = $3 and s.tablename = $4 and s.attname = n)
+        from pg_catalog.pg_class c where c.oid = $1";
+    let mut bytes = 0.0;
+    for spec in specs {
+        let names: Vec<&str> = spec.columns.iter().map(|c| c.name.as_str()).collect();
+        let row =
+            client.query_opt(SQL, &[&spec.oid, &names, &spec.schema, &spec.name]).await.map_err(error)?;
+        if let Some(row) = row {
+            bytes += row.get::<_, f64>(0) * (OVERHEAD + 2.0 * row.get::<_, f64>(1));
+        }
+    }
+    let mb = |b: f64| b / 1_048_576.0;
+    Ok((bytes > limit as f64).then(|| {
+        format!(
+            "its sources need about {:.0} MB of memory, the limit is {:.0} MB",
+            mb(bytes),
+            mb(limit as f64)
+        )
+    }))
+}
