@@ -54,7 +54,7 @@ impl Report {
 
     pub fn table(&self) {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
         table.set_header(["what", "value", "unit", "target", "", "load"]);
         for line in &self.lines {
             table.add_row(line);
