@@ -14,6 +14,10 @@ use pgtrickle::row::{Datum, Row};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ORDERS: u32 = 100;
 const CUSTOMERS: u32 = 200;
 const HELD: i64 = 100_000;

@@ -47,9 +47,7 @@ pub async fn run(world: &mut World, report: &mut Report) {
     ];
     for (view, packed, rows, columns) in cases {
         // A fresh process for each: freed memory of an earlier one would hide what this one takes.
-        world.sidecar.terminate(std::time::Duration::from_secs(30)).await;
-        world.sidecar.start_again();
-        world.sidecar.wait_ready(crate::world::LONG).await;
+        world.restart().await;
         let before = world.resident();
         let seconds = world.create(view).await;
         let name = view.0.to_uppercase();

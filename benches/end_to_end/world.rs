@@ -65,8 +65,9 @@ impl Side {
         ))
         .await
         .unwrap();
-        db.as_dba().await.batch_execute("vacuum analyze; checkpoint").await.unwrap();
-        Side { app, db, server }
+        let side = Side { app, db, server };
+        side.tidy().await;
+        side
     }
 
     /// Seconds that a statement takes.
@@ -78,7 +79,10 @@ impl Side {
 
     /// Between runs: dead rows and dirty pages of one run do not burden the next.
     pub async fn tidy(&self) {
-        self.db.as_dba().await.batch_execute("vacuum analyze orders; checkpoint").await.unwrap();
+        let dba = self.db.as_dba().await;
+        // Each alone: VACUUM refuses to share a message with others.
+        dba.batch_execute("vacuum analyze").await.unwrap();
+        dba.batch_execute("checkpoint").await.unwrap();
     }
 }
 
@@ -145,6 +149,27 @@ impl World {
     pub async fn check(&self, (name, query): (&str, &str), columns: &str) {
         self.passed().await;
         crate::harness::oracle::assert_equal(&self.with.app, query, name, columns).await;
+    }
+
+    /// Ends the sidecar and starts a new process; for a database without stream tables.
+    pub async fn restart(&mut self) {
+        let dba = self.with.db.as_dba().await;
+        wait_until("the publication to be empty", LONG, || async {
+            let sql = "select count(*) from pg_publication_tables";
+            match dba.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get::<_, i64>(0) {
+                0 => Ok(()),
+                n => Err(format!("{n} tables")),
+            }
+        })
+        .await;
+        self.sidecar.terminate(Duration::from_secs(30)).await;
+        let ready = |log: String| log.matches(" ready ").count();
+        let before = ready(self.sidecar.logs());
+        self.sidecar.start_again();
+        wait_until("the new process to be ready", LONG, || async {
+            if ready(self.sidecar.logs()) > before { Ok(()) } else { Err("not ready".to_owned()) }
+        })
+        .await;
     }
 
     /// Resident memory of the sidecar in bytes.
