@@ -41,6 +41,7 @@ pub async fn run(world: &mut World, report: &mut Report) {
         world.with.tidy().await;
         let (mut fresh, mut statement) = (Vec::new(), Vec::new());
         let reader = world.with.db.as_app().await;
+        let cpu = world.sidecar_cpu();
         for _ in 0..ROUNDS {
             let before: f64 = reader.query_one(probe, &[]).await.unwrap().get(0);
             let start = Instant::now();
@@ -53,7 +54,8 @@ pub async fn run(world: &mut World, report: &mut Report) {
             world.with.tidy().await;
         }
         let name = format!("100k-row UPDATE until fresh, {}", view.0.to_uppercase());
-        let details = json!({ "statement_s": median(&mut statement), "alone_s": alone, "all_s": fresh });
+        let details = json!({ "statement_s": median(&mut statement), "alone_s": alone, "all_s": fresh,
+            "sidecar_cpu_us_per_row": (world.sidecar_cpu() - cpu) * 1e6 / (rows * ROUNDS as i64) as f64 });
         report.add(&name, median(&mut fresh), "s", Target::AtMost(target), details);
         world.check(view, columns).await;
         world.drop(view.0).await;

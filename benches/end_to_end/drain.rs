@@ -21,12 +21,14 @@ pub async fn run(world: &mut World, report: &mut Report) {
     world.create(W2).await;
     let dba = world.with.db.as_dba().await;
     let names = PipelineNames::new(1, "0123456789abcdef", "bench").unwrap();
-    let prepare = format!(
-        "create publication {0} for table orders; select pg_create_logical_replication_slot('{0}', 'pgoutput');
-         select pg_create_logical_replication_slot('bench_recvlogical', 'pgoutput')",
-        names.slot()
-    );
-    dba.batch_execute(&prepare).await.unwrap();
+    // Each alone: a slot can't be made in a transaction that has written.
+    for statement in [
+        format!("create publication {} for table app.orders", names.publication()),
+        format!("select pg_create_logical_replication_slot('{}', 'pgoutput')", names.slot()),
+        "select pg_create_logical_replication_slot('bench_recvlogical', 'pgoutput')".to_owned(),
+    ] {
+        dba.batch_execute(&statement).await.unwrap();
+    }
     world.with.tidy().await;
     world.sidecar.pause();
     let passes = if world.orders >= 1_000_000 { 1 } else { 3 };
@@ -45,6 +47,7 @@ pub async fn run(world: &mut World, report: &mut Report) {
     let end: PgLsn = dba.query_one("select pg_current_wal_lsn()", &[]).await.unwrap().get(0);
     // Something after the end, so that a reader sees that it is there.
     dba.batch_execute("create table app.after_the_end (i int)").await.unwrap();
+    let cpu = world.sidecar_cpu();
     let start = Instant::now();
     world.sidecar.resume();
     while sum(dba.query_one("select sum(total)::float8 from app.w2", &[]).await.unwrap()) != expected {
@@ -52,12 +55,13 @@ pub async fn run(world: &mut World, report: &mut Report) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let ours = start.elapsed().as_secs_f64();
+    let cpu = (world.sidecar_cpu() - cpu) * 1e6 / changes as f64;
     let bare = consume(world, &names, end.into(), None).await;
     let decoded = consume(world, &names, end.into(), Some(wanted())).await;
     let recvlogical = recvlogical(world, &names, end);
     let rate = |seconds: f64| changes as f64 / seconds;
     let details = json!({
-        "changes": changes, "rows_per_transaction": STEP, "seconds": ours, "changes_per_s": rate(ours),
+        "changes": changes, "rows_per_transaction": STEP, "seconds": ours, "changes_per_s": rate(ours), "sidecar_cpu_us_per_change": cpu,
         "recvlogical_changes_per_s": rate(recvlogical), "bare_client_changes_per_s": rate(bare),
         "client_and_decode_changes_per_s": rate(decoded),
     });
@@ -70,12 +74,13 @@ pub async fn run(world: &mut World, report: &mut Report) {
         details.clone(),
     );
     report.add("drain: against our client alone", bare / ours, "x", Target::None, details);
-    let cleanup = format!(
-        "drop table app.after_the_end; drop publication {0}; select pg_drop_replication_slot('{0}');
-         select pg_drop_replication_slot('bench_recvlogical')",
-        names.slot()
-    );
-    dba.batch_execute(&cleanup).await.unwrap();
+    for statement in [
+        format!("select pg_drop_replication_slot('{}')", names.slot()),
+        "select pg_drop_replication_slot('bench_recvlogical')".to_owned(),
+        format!("drop publication {}; drop table app.after_the_end", names.publication()),
+    ] {
+        dba.batch_execute(&statement).await.unwrap();
+    }
     world.check(W2, "region, total, n").await;
     world.drop(W2.0).await;
 }

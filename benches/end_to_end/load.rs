@@ -120,20 +120,28 @@ pub async fn run(world: &mut World, report: &mut Report, seconds: u64) {
     let mut round = 0;
     for (big, rows, target) in [(false, 1, 0.95), (true, 100, 0.9)] {
         let (mut with, mut without, mut lags, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut server_with, mut server_without) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             round += 1;
-            without.push(tps(&world.without, size, round, big, seconds).await);
-            let before = cpu_seconds(world.sidecar.pid());
-            with.push(tps(&world.with, size, round, big, seconds).await);
+            let per_tx = |seconds_of_cpu: f64, tps: f64| seconds_of_cpu * 1000.0 / (tps * seconds as f64);
+            let before = world.without.cpu();
+            let alone = tps(&world.without, size, round, big, seconds).await;
+            server_without.push(per_tx(world.without.cpu() - before, alone));
+            without.push(alone);
+            let (before, server) = (world.sidecar_cpu(), world.with.cpu());
+            let beside = tps(&world.with, size, round, big, seconds).await;
             lags.push(world.passed().await);
-            cpu.push(cpu_seconds(world.sidecar.pid()) - before);
+            cpu.push(per_tx(world.sidecar_cpu() - before, beside));
+            server_with.push(per_tx(world.with.cpu() - server, beside));
+            with.push(beside);
             world.with.tidy().await;
             world.without.tidy().await;
         }
         let (a, b) = (median(&mut with), median(&mut without));
         let details = json!({
-            "with_tps": with, "without_tps": without, "lag_s": lags, "sidecar_cpu_s": cpu, "seconds": seconds,
-            "clients": CLIENTS, "sidecar_cpu_ms_per_tx": median(&mut cpu) * 1000.0 / (a * seconds as f64),
+            "with_tps": with, "without_tps": without, "lag_s": lags, "seconds": seconds, "clients": CLIENTS,
+            "sidecar_cpu_ms_per_tx": median(&mut cpu), "server_cpu_ms_per_tx_with": median(&mut server_with),
+            "server_cpu_ms_per_tx_without": median(&mut server_without),
         });
         report.add(&format!("{rows}-row tps without"), b, "tx/s", Target::None, json!({}));
         report.add(&format!("{rows}-row tps with / without"), a / b, "x", Target::AtLeast(target), details);
@@ -147,12 +155,4 @@ pub async fn run(world: &mut World, report: &mut Report, seconds: u64) {
     }
     world.check(W1, "customer_id, total, n").await;
     world.drop(W1.0).await;
-}
-
-/// CPU time of a process, user and system.
-fn cpu_seconds(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or("").split_whitespace().collect();
-    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
 }

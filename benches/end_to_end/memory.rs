@@ -52,7 +52,10 @@ pub async fn run(world: &mut World, report: &mut Report) {
         let seconds = world.create(view).await;
         let name = view.0.to_uppercase();
         if let Some((rows, load)) = loaded(&world.sidecar.logs()) {
-            let details = json!({ "rows": rows, "load_s": load, "create_until_active_s": seconds });
+            let cpu = world.sidecar_cpu() * 1e6 / rows;
+            let details = json!({
+                "rows": rows, "load_s": load, "create_until_active_s": seconds, "sidecar_cpu_us_per_row": cpu,
+            });
             report.add(
                 &format!("hydration, {name}"),
                 rows / load,

@@ -77,6 +77,20 @@ impl Side {
         start.elapsed().as_secs_f64()
     }
 
+    /// CPU seconds of the server so far: postmaster, its children, and those that have ended. Steadier than times.
+    pub fn cpu(&self) -> f64 {
+        let Some(postmaster) = self.server.cluster.pid() else { return f64::NAN };
+        let mut total = cpu_of(postmaster, true).1;
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let (parent, cpu) = cpu_of(pid, false);
+            if parent == postmaster {
+                total += cpu;
+            }
+        }
+        total
+    }
+
     /// Between runs: dead rows and dirty pages of one run do not burden the next.
     pub async fn tidy(&self) {
         let dba = self.db.as_dba().await;
@@ -172,6 +186,11 @@ impl World {
         .await;
     }
 
+    /// CPU seconds of the sidecar so far.
+    pub fn sidecar_cpu(&self) -> f64 {
+        cpu_of(self.sidecar.pid(), false).1
+    }
+
     /// Resident memory of the sidecar in bytes.
     pub fn resident(&self) -> f64 {
         let text =
@@ -188,4 +207,13 @@ impl World {
     pub async fn stop(mut self) {
         self.sidecar.terminate(Duration::from_secs(30)).await;
     }
+}
+
+/// Parent and CPU seconds (user and system; with those of ended children on request) of a process.
+fn cpu_of(pid: u32, children: bool) -> (u32, f64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or("").split_whitespace().collect();
+    let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks = field(11) + field(12) + if children { field(13) + field(14) } else { 0.0 };
+    (field(1) as u32, ticks / 100.0)
 }
