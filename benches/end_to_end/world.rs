@@ -60,7 +60,7 @@ impl Side {
              create table orders (id bigint primary key, customer_id bigint not null, amount numeric(12,2) not null,
                  status text not null, note text not null);
              insert into customers select i, 'customer ' || i, 'region ' || i % 25 from generate_series(1, {customers}) i;
-             insert into orders select i, 1 + (i * 7919) % {customers}, (i % 9973) * 0.25,
+             insert into orders select i, 1 + (i::bigint * 7919) % {customers}, (i % 9973) * 0.25,
                  case when i % 4 = 0 then 'open' else 'done' end, 'note ' || i from generate_series(1, {orders}) i;"
         ))
         .await
