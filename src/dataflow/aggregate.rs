@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::arrangement::KeyColumns;
 use super::group::Group;
-use super::keyed::{KeyedRow, Rows, keyed};
+use super::keyed::{KeyedRow, Part, Rows, keyed};
 use super::protocol::Epoch;
 use crate::plan::{Aggregate, GroupKey};
 use crate::row::key::KeyForm;
@@ -41,8 +41,8 @@ pub(super) fn aggregate<'s>(
     let mut groups: FxHashMap<Row, Group> = FxHashMap::default();
     let mut started = false;
     // The empty key routes to one worker; only that one may speak for the empty input.
-    keyed(by_key, "Aggregate", first, move |updates, output| {
-        let mut touched: Vec<(Row, Option<Row>)> = Vec::new();
+    let mut touched: Vec<(Row, Option<Row>)> = Vec::new();
+    keyed(by_key, "Aggregate", first, move |updates, part, output| {
         if global && !std::mem::replace(&mut started, true) && owns_empty_key {
             let mut group = Group::new(&aggregates, None);
             group.touched = true;
@@ -60,7 +60,10 @@ pub(super) fn aggregate<'s>(
             }
             group.update(&aggregates, images.as_deref(), &row, diff);
         }
-        for (key, before) in touched {
+        if part == Part::More {
+            return;
+        }
+        for (key, before) in touched.drain(..) {
             let Some(group) = groups.get_mut(&key) else { continue };
             group.touched = false;
             let after = if group.is_empty() && !global { None } else { Some(group.row(&key, &aggregates)) };

@@ -1,8 +1,8 @@
 //! The frame of operators that keep their own state by key: collect an epoch's updates, wait until the epoch is
 //! complete, hand them over consolidated.
 //!
-//! Invariant: `logic` sees every epoch once, in order, after all its updates have arrived, on the worker that owns the
-//! key. (Time is totally ordered here; operators inside an iteration use differential's own.)
+//! Invariant: `logic` sees every epoch once, in order, on the worker that owns the key; it gives output only after all of
+//! the epoch's updates have arrived. (Time is totally ordered here; operators inside an iteration use differential's own.)
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
@@ -32,9 +32,23 @@ pub(super) fn route(key: &Row) -> u64 {
     hasher.finish()
 }
 
-/// Builds an operator over `(key, row)` updates. `logic(updates, output)` gets one complete epoch's consolidated
-/// updates (none of zero) and appends its output updates; `first` is the epoch at which the operator starts (it is
-/// called for it even without input, so that it can put out what an empty input means).
+/// From here on the updates of the open epoch are handed over before it is complete: loading a source of a hundred
+/// million rows must not hold them all here at once. Tests do it all the time.
+const EARLY: usize = if cfg!(test) { 4 } else { 1 << 15 };
+
+/// How much of an epoch the updates handed over are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// More of the same epoch follows; no output may be given yet.
+    More,
+    /// The rest (maybe nothing): the epoch is complete.
+    Last,
+}
+
+/// Builds an operator over `(key, row)` updates. `logic(updates, part, output)` gets one epoch's updates, consolidated
+/// within each part (none of zero), and with the last part appends the epoch's output updates; a multiplicity may be
+/// negative between parts. `first` is the epoch at which the operator starts (it is called for it even without input, so
+/// that it can put out what an empty input means).
 pub(super) fn keyed<'s, L>(
     input: VecCollection<'s, Epoch, KeyedRow, i64>,
     name: &str,
@@ -42,7 +56,7 @@ pub(super) fn keyed<'s, L>(
     mut logic: L,
 ) -> Rows<'s>
 where
-    L: FnMut(Vec<(KeyedRow, i64)>, &mut Vec<(Row, i64)>) + 'static,
+    L: FnMut(Vec<(KeyedRow, i64)>, Part, &mut Vec<(Row, i64)>) + 'static,
 {
     let pact = Exchange::new(|((key, _), _, _): &(KeyedRow, Epoch, i64)| route(key));
     input
@@ -72,9 +86,18 @@ where
                         let time = *entry.key();
                         let (capability, mut updates) = entry.remove();
                         consolidate(&mut updates);
-                        logic(updates, &mut produced);
+                        logic(updates, Part::Last, &mut produced);
                         let mut session = output.session(&capability);
                         session.give_iterator(produced.drain(..).map(|(row, diff)| (row, time, diff)));
+                    }
+                    // Only the epoch that is next: all before it are done and none can still come.
+                    if let Some(mut entry) = pending.first_entry()
+                        && entry.get().1.len() >= EARLY
+                        && !frontier.less_than(entry.key())
+                    {
+                        let mut updates = std::mem::take(&mut entry.get_mut().1);
+                        consolidate(&mut updates);
+                        logic(updates, Part::More, &mut produced);
                     }
                 }
             },
