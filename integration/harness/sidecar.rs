@@ -63,11 +63,6 @@ impl Sidecar {
         .await;
     }
 
-    /// Process id.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
     /// SIGKILL: nothing of it runs any more when this returns.
     pub fn kill9(&mut self) {
         self.forget();
