@@ -20,8 +20,10 @@ async fn a2_a_commit_is_delivered_before_it_is_visible() {
         )
         .await;
         scene.create("early", "select id, v from t").await;
+        scene.dba.batch_execute("create table public.probe (i int)").await.unwrap();
         scene.dba.batch_execute("alter system set synchronous_standby_names = 'ghost'").await.unwrap();
         scene.dba.batch_execute("select pg_reload_conf()").await.unwrap();
+        wait_until("commits to wait for the standby", SOON, || a_commit_waits(&scene)).await;
         let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and usename = 'app'";
         let writer = scene.db.as_app().await;
         let commit = tokio::spawn(async move { writer.batch_execute("insert into t values (2, 2)").await });
@@ -59,6 +61,26 @@ async fn a2_a_commit_is_delivered_before_it_is_visible() {
         assert_eq!(look().await, "2 2");
     })
     .await;
+}
+
+/// The server takes the setting up when its checkpointer comes round to it: a probing commit tells.
+async fn a_commit_waits(scene: &Scene) -> Result<(), String> {
+    let probe = scene.db.as_dba().await;
+    let task = tokio::spawn(async move {
+        probe.batch_execute("set application_name = 'probe'; insert into public.probe values (1)").await
+    });
+    loop {
+        const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
+            where wait_event = 'SyncRep' and application_name = 'probe'";
+        if !scene.dba.query(CANCEL, &[]).await.unwrap().is_empty() {
+            task.await.unwrap().unwrap();
+            return Ok(());
+        }
+        if task.is_finished() {
+            return Err("a commit did not wait".to_owned());
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Asynchronous commits that a load has read vanish with the server, and their transaction ids are used again.
