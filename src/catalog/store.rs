@@ -252,7 +252,10 @@ pub async fn identity(client: &Client) -> Result<Identity> {
 
 /// Stores what was decided about a stream table: its effective mode and why it is not incremental.
 pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&str>) -> Result<()> {
-    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3
+    // What was recomputed so far is up to date with the pipeline only once it has joined the dataflow.
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3,
+            status = case when refresh_mode = 'FULL' and $2 = 'DIFFERENTIAL' and status = 'ACTIVE' then 'INITIALIZING'
+                else status end
         where pgt_id = $1 and (refresh_mode, refresh_reason) is distinct from ($2, $3)";
     client.execute(SQL, &[&view, &mode, &reason]).await.map_err(error)?;
     Ok(())

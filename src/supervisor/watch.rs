@@ -23,6 +23,7 @@ const FINGERPRINTS: Duration = Duration::from_secs(1);
 const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
+const TRIGGERS: Duration = Duration::from_secs(5);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -32,6 +33,7 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
     /// Forced flushes that are still due for the last request.
@@ -49,6 +51,8 @@ pub(super) struct Watched {
     pub validity: Validity,
     /// The catalog has been read.
     pub known: bool,
+    /// What a start leaves to be done once everything is right again was done.
+    pub completed: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -67,6 +71,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
         }
         self.look_for_requests().await?;
+        self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             self.look_at_catalog().await?;
             self.recompute_due();
@@ -78,6 +83,12 @@ impl Engine {
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
             self.compare_validity().await?;
+        }
+        if self.announced && !std::mem::replace(&mut self.watched.completed, true) {
+            self.complete().await?;
+        }
+        if due(&mut self.watched.triggers, TRIGGERS) {
+            self.take_off_triggers().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
