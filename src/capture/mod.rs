@@ -8,5 +8,6 @@ pub mod fingerprint;
 pub mod hydrate;
 pub mod publication;
 pub mod source;
+pub mod writers;
 
 pub use source::{SourceLayout, SourceSpec};

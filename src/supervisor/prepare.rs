@@ -6,7 +6,7 @@
 //! the stream has passed that position.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
@@ -18,8 +18,8 @@ use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
 use crate::capture::fingerprint::{self, Fingerprints};
-use crate::capture::hydrate::{Boundary, insert_position};
-use crate::capture::{SourceSpec, publication};
+use crate::capture::hydrate::{Boundary, Refusal, insert_position};
+use crate::capture::{SourceSpec, publication, writers};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Bindings, Command, InstanceId, Loader};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,8 +28,10 @@ use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::TypeClass;
 
-/// How long a load waits for locks on its sources before it gives up for now.
-const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+/// How long locks and earlier writers are waited for; then what reads that source is left out for now, and the others
+/// go on. Shorter when all that is prepared has failed before: something new may be waiting behind it.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the preparation tells the pipeline's loop, in this order.
 pub enum Event {
@@ -120,12 +122,12 @@ async fn prepare(job: &Job) -> Result<()> {
     let mut client = job.target.connect(Purpose::Analyze).await?;
     let mut candidates = Vec::new();
     let mut incremental = job.incremental.clone();
-    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    client.batch_execute("set lock_timeout = '1s'").await.map_err(error)?;
+    let deadline = job.deadline();
     for row in &job.rows {
         let mut planned = plan_row(job, &mut client, row, &incremental).await;
         // The application changes a source just now.
-        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
-            && tokio::time::Instant::now() < deadline
+        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention) && Instant::now() < deadline
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
             planned = plan_row(job, &mut client, row, &incremental).await;
@@ -137,7 +139,13 @@ async fn prepare(job: &Job) -> Result<()> {
             }
             Ok(None) => {}
             Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-            Err(error) => job.send(Event::Failed { row: row.clone(), error })?,
+            Err(mut error) => {
+                if error.kind() == ErrorKind::Contention {
+                    // The analysis knows only that it waited, not for whom.
+                    error = writers::locked_source(&client, row.view, READERS).await?.unwrap_or(error);
+                }
+                job.send(Event::Failed { row: row.clone(), error })?;
+            }
         }
     }
     if candidates.is_empty() {
@@ -145,23 +153,34 @@ async fn prepare(job: &Job) -> Result<()> {
     }
     let assigned = register(job, &candidates).await?;
     let failed = load(job, &mut client, &assigned, &candidates).await?;
+    // A stream table that reads one that is left out would wait for it, and with it a start.
+    let mut left_out: BTreeMap<ViewId, Error> = BTreeMap::new();
     for candidate in candidates {
+        let view = candidate.row.view;
         let lost = candidate.specs.iter().find_map(|s| failed.get(&s.oid));
-        match lost {
+        let lost = lost.or_else(|| candidate.plan.upstreams.iter().find_map(|u| left_out.get(u)));
+        let lost = match lost {
             Some(e) => {
-                let mut error = Error::new(e.kind(), e.context());
-                if let Some(state) = e.sqlstate() {
-                    error = error.with_sqlstate(state);
-                }
-                if let Some(hint) = e.hint() {
-                    error = error.with_hint(hint);
-                }
-                job.send(Event::Failed { row: candidate.row, error })?;
+                job.send(Event::Failed { row: candidate.row, error: again(e) })?;
+                Some(again(e))
             }
             None => ready(job, &client, candidate, &assigned).await?,
-        }
+        };
+        left_out.extend(lost.map(|e| (view, e)));
     }
     Ok(())
+}
+
+/// The same error for another stream table.
+fn again(e: &Error) -> Error {
+    let mut error = Error::new(e.kind(), e.context());
+    if let Some(state) = e.sqlstate() {
+        error = error.with_sqlstate(state);
+    }
+    if let Some(hint) = e.hint() {
+        error = error.with_hint(hint);
+    }
+    error
 }
 
 /// Decides about one stream table. `None`: it is FULL.
@@ -288,7 +307,7 @@ async fn load(
     let mut failed = HashMap::new();
     let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    let added = publish(job, client, &specs, &mut failed).await?;
+    publish(job, client, &specs, &mut failed).await?;
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
     if fresh.is_empty() {
         return Ok(failed);
@@ -298,27 +317,28 @@ async fn load(
     // What an open transaction wrote is decoded with the labels of that time (hazard A7), so it must have ended before
     // the snapshot where the text of a value can change without its row.
     let named = fresh.iter().filter(|a| a.spec.has_users_types()).map(|a| a.spec.oid);
-    let waited: Vec<u32> = added.iter().copied().chain(named).collect();
-    publication::wait_for_writers(client, &waited).await?;
+    let named: Vec<u32> = named.collect();
+    let loaded: Vec<u32> = fresh.iter().map(|a| a.spec.oid).collect();
+    failed.extend(writers::wait(client, &job.publication, &loaded, &named, job.patience()).await?);
+    fresh.retain(|a| !failed.contains_key(&a.spec.oid));
+    let deadline = job.deadline();
     let mut snapshot = None;
     while !fresh.is_empty() {
         let session = job.target.connect(Purpose::Hydrate).await?;
         let wanted: Vec<SourceSpec> = fresh.iter().map(|a| a.spec.clone()).collect();
-        match Boundary::open(session, &wanted, LOCK_PATIENCE).await {
+        match Boundary::open(session, &wanted, deadline).await {
             Ok(boundary) => {
                 snapshot = Some(boundary);
                 break;
             }
-            Err(e) if e.kind() == ErrorKind::Connection || e.kind() == ErrorKind::ServerSetup => {
-                return Err(e);
+            // One source can't be locked or read: leave it out, go on with the others.
+            Err(Refusal { source: Some(oid), error }) => {
+                let locked = error.kind() == ErrorKind::Contention;
+                let error = if locked { writers::locked(client, oid, READERS).await? } else { error };
+                fresh.retain(|a| a.spec.oid != oid);
+                failed.insert(oid, error);
             }
-            Err(e) => {
-                // One source can't be locked or read: find it, leave it out, go on with the others.
-                let culprit = culprit(job, &wanted).await?;
-                let position = fresh.iter().position(|a| Some(a.spec.oid) == culprit).unwrap_or(0);
-                let out = fresh.remove(position);
-                failed.insert(out.spec.oid, e);
-            }
+            Err(Refusal { error, .. }) => return Err(error),
         }
     }
     let Some(boundary) = snapshot else { return Ok(failed) };
@@ -348,26 +368,40 @@ async fn load(
     Ok(failed)
 }
 
-/// Adds the sources to the publication. One that the server refuses must not keep out the others.
+/// Lock modes that keep a source from being read, and those that keep it out of a publication.
+const READERS: &[&str] = &["AccessExclusiveLock"];
+const JOINING: &[&str] = &[
+    "ShareUpdateExclusiveLock",
+    "ShareLock",
+    "ShareRowExclusiveLock",
+    "ExclusiveLock",
+    "AccessExclusiveLock",
+];
+
+/// Adds the sources to the publication. One that is locked or that the server refuses must not keep out the others.
 async fn publish(
     job: &Job,
     client: &Client,
     specs: &[SourceSpec],
     failed: &mut HashMap<u32, Error>,
-) -> Result<Vec<u32>> {
-    match publication::add_tables(client, &job.publication, specs).await {
+) -> Result<()> {
+    match publication::add_tables(client, &job.publication, specs, Duration::ZERO).await {
         Err(e) if e.kind() != ErrorKind::Connection => {}
         outcome => return outcome,
     }
-    let mut added = Vec::new();
+    let deadline = job.deadline();
     for spec in specs {
-        match publication::add_tables(client, &job.publication, std::slice::from_ref(spec)).await {
-            Ok(new) => added.extend(new),
+        let left = deadline.saturating_duration_since(Instant::now());
+        match publication::add_tables(client, &job.publication, std::slice::from_ref(spec), left).await {
+            Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+            Err(e) if e.kind() == ErrorKind::Contention => {
+                failed.insert(spec.oid, writers::locked(client, spec.oid, JOINING).await?);
+            }
             Err(e) => drop(failed.insert(spec.oid, e)),
         }
     }
-    Ok(added)
+    Ok(())
 }
 
 /// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
@@ -386,17 +420,6 @@ async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
     Ok(())
 }
 
-/// The first source that can't be locked alone.
-async fn culprit(job: &Job, specs: &[SourceSpec]) -> Result<Option<u32>> {
-    for spec in specs {
-        let session = job.target.connect(Purpose::Hydrate).await?;
-        if Boundary::open(session, std::slice::from_ref(spec), Duration::ZERO).await.is_err() {
-            return Ok(Some(spec.oid));
-        }
-    }
-    Ok(None)
-}
-
 /// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).
 pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
     const SQL: &str =
@@ -406,7 +429,13 @@ pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
     Ok(())
 }
 
-async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Assigned]) -> Result<()> {
+/// Reads what is stored and hands the stream table over; the error if it had to be left out.
+async fn ready(
+    job: &Job,
+    client: &Client,
+    candidate: Candidate,
+    assigned: &[Assigned],
+) -> Result<Option<Error>> {
     let Candidate { row, plan, specs, form, validity, .. } = candidate;
     let bindings: Bindings = specs
         .iter()
@@ -421,7 +450,8 @@ async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Ass
     match read_stored(client, &row.schema, &row.name, &columns).await {
         Ok(stored) => {
             let prepared = Prepared { row, plan, bindings, form, stored, refresh, validity };
-            job.send(Event::Ready(Box::new(prepared)))
+            job.send(Event::Ready(Box::new(prepared)))?;
+            Ok(None)
         }
         Err(e) if e.kind() == ErrorKind::Connection => Err(e),
         Err(error) => {
@@ -429,12 +459,22 @@ async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Ass
                 let failure = Some((error.sqlstate().unwrap_or("XX000"), error.context()));
                 history::finish(client, refresh, Default::default(), failure).await?;
             }
-            job.send(Event::Failed { row, error })
+            let told = again(&error);
+            job.send(Event::Failed { row, error })?;
+            Ok(Some(told))
         }
     }
 }
 
 impl Job {
+    fn patience(&self) -> Duration {
+        if self.rows.iter().all(|r| r.errors > 0) { PATIENCE_AGAIN } else { PATIENCE }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.patience()
+    }
+
     fn send(&self, event: Event) -> Result<()> {
         self.events.send(event).map_err(|_| gone())
     }

@@ -11,7 +11,7 @@ use super::rights;
 use super::validity::{self, Validity};
 use super::views::{SUSPEND_AFTER, State, View, retry_at};
 use crate::apply::history::Written;
-use crate::capture::{fingerprint, publication};
+use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Command, DataflowStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -414,8 +414,9 @@ impl Engine {
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
         if !std::mem::replace(&mut self.watched.shrunk, true) {
             let held = self.sources.held();
-            let kept: Vec<u32> =
-                published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();
+            let awaited = writers::awaited(&self.control, self.lease.names.publication()).await?;
+            let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
+            let kept: Vec<u32> = published.into_iter().filter(wanted).collect();
             publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
