@@ -32,7 +32,8 @@ create policy pgt_owner on pgtrickle.pgt_answers for select
 -- Functions only for the installing role and (publication_sync) the sidecar's role.
 create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights']
+    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
+                 '_renew_functions']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.

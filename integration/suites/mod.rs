@@ -11,6 +11,7 @@ mod bad_input;
 mod bad_setup;
 mod cli;
 mod crash;
+mod disk_full;
 mod expressions;
 mod harness;
 mod hazards;

@@ -9,7 +9,7 @@ use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
 use super::validity::{self, Validity};
-use super::views::{SUSPEND_AFTER, State, View, retry_at};
+use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
 use crate::apply::history::Written;
 use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store::{self, StreamTableRow};
@@ -241,6 +241,8 @@ impl Engine {
             _ if rights::is_lost_right(&e) => None,
             // A lock ends by itself: it is waited for as long as it takes (hazard B3).
             ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
+            // So does a full disk, once somebody has made room; each attempt reads the sources, so ever more slowly.
+            _ if e.sqlstate() == Some("53100") => retry_slowly(view.row.errors),
             _ => retry_at(view.row.errors),
         };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
