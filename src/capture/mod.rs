@@ -6,8 +6,11 @@
 pub mod change;
 pub mod fingerprint;
 pub mod hydrate;
+pub mod poll;
 pub mod publication;
 pub mod source;
+pub mod trigger;
 pub mod writers;
 
-pub use source::{SourceLayout, SourceSpec};
+pub use source::{CapturedBy, SourceLayout, SourceSpec};
+pub use trigger::{Captured, Op};

@@ -11,17 +11,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::load::{READERS, load};
+use super::obstacle::{self, Capturing};
 use super::sources::Assigned;
-use super::{obstacle, rights, validity};
+use super::{rights, validity};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
-use crate::capture::fingerprint::{self, Fingerprints};
-use crate::capture::hydrate::{Boundary, Refusal, insert_position};
-use crate::capture::{SourceSpec, publication, writers};
+use crate::capture::fingerprint::Fingerprints;
+use crate::capture::{SourceSpec, writers};
 use crate::catalog::store::{self, StreamTableRow};
-use crate::dataflow::{Bindings, Command, InstanceId, Loader};
+use crate::dataflow::{Bindings, InstanceId, Loader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::{Plan, ViewId};
@@ -49,6 +50,8 @@ pub enum Event {
         instances: Vec<InstanceId>,
         until: u64,
         fingerprints: Fingerprints,
+        /// With what columns triggers record, by relation.
+        shapes: BTreeMap<u32, i64>,
     },
     Ready(Box<Prepared>),
     /// Not incremental: recomputed by PostgreSQL.
@@ -84,7 +87,10 @@ pub struct Prepared {
 pub struct Job {
     pub target: Target,
     pub publication: String,
-    pub pipeline: String,
+    pub capturing: Capturing,
+    /// Nothing was loaded in this life before.
+    pub first: bool,
+    pub delivery_reason: Option<String>,
     pub loader: Loader,
     /// Stream tables to prepare.
     pub rows: Vec<StreamTableRow>,
@@ -92,19 +98,18 @@ pub struct Job {
     pub all: Vec<StreamTableRow>,
     pub incremental: Vec<ViewId>,
     pub reason: String,
-    pub memory_limit: u64,
     pub events: mpsc::UnboundedSender<Event>,
 }
 
-struct Candidate {
-    row: StreamTableRow,
-    plan: Plan,
+pub(super) struct Candidate {
+    pub row: StreamTableRow,
+    pub plan: Plan,
     specs: Vec<SourceSpec>,
     form: TableForm,
     validity: Option<String>,
     /// The view and the stream tables that its plan was made with.
-    view: u32,
-    sources: HashMap<u32, StreamTable>,
+    pub view: u32,
+    pub sources: HashMap<u32, StreamTable>,
 }
 
 /// Runs the job to its end.
@@ -200,10 +205,10 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
-    if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
+    if let Some((_, lost)) = rights::lost(client, &job.capturing.pipeline, Some(row.view)).await?.pop() {
         return Err(lost);
     }
-    let validity = validity::read(client, &job.pipeline, Some(row.view)).await?.remove(&row.view);
+    let validity = validity::read(client, &job.capturing.pipeline, Some(row.view)).await?.remove(&row.view);
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
@@ -229,7 +234,7 @@ async fn plan_row(
         job.send(Event::Full { row: row.clone() })?;
         return Ok(None);
     }
-    let specs = match obstacle::specs(client, &analysis, &plan, job.memory_limit).await? {
+    let specs = match obstacle::specs(client, &analysis, &plan, &job.capturing).await? {
         Ok(specs) => specs,
         Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
         Err(obstacle) => {
@@ -297,138 +302,6 @@ async fn register(job: &Job, candidates: &[Candidate]) -> Result<Vec<Assigned>> 
     answer.await.map_err(|_| gone())
 }
 
-/// Loads the fresh instances. Returns the sources that could not be read, with the reason.
-async fn load(
-    job: &Job,
-    client: &mut Client,
-    assigned: &[Assigned],
-    candidates: &[Candidate],
-) -> Result<HashMap<u32, Error>> {
-    let mut failed = HashMap::new();
-    let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
-    let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    publish(job, client, &specs, &mut failed).await?;
-    fresh.retain(|a| !failed.contains_key(&a.spec.oid));
-    if fresh.is_empty() {
-        return Ok(failed);
-    }
-    let held = |a: &Assigned| (a.spec.oid, a.spec.columns.iter().map(|c| c.attnum).collect::<Vec<i16>>());
-    let before = fingerprint::read(client, &fresh.iter().map(|a| held(a)).collect::<Vec<_>>()).await?;
-    // What an open transaction wrote is decoded with the labels of that time (hazard A7), so it must have ended before
-    // the snapshot where the text of a value can change without its row.
-    let named = fresh.iter().filter(|a| a.spec.has_users_types()).map(|a| a.spec.oid);
-    let named: Vec<u32> = named.collect();
-    let loaded: Vec<u32> = fresh.iter().map(|a| a.spec.oid).collect();
-    failed.extend(writers::wait(client, &job.publication, &loaded, &named, job.patience()).await?);
-    fresh.retain(|a| !failed.contains_key(&a.spec.oid));
-    let deadline = job.deadline();
-    let mut snapshot = None;
-    while !fresh.is_empty() {
-        let session = job.target.connect(Purpose::Hydrate).await?;
-        let wanted: Vec<SourceSpec> = fresh.iter().map(|a| a.spec.clone()).collect();
-        match Boundary::open(session, &wanted, deadline).await {
-            Ok(boundary) => {
-                snapshot = Some(boundary);
-                break;
-            }
-            // One source can't be locked or read: leave it out, go on with the others.
-            Err(Refusal { source: Some(oid), error }) => {
-                let locked = error.kind() == ErrorKind::Contention;
-                let error = if locked { writers::locked(client, oid, READERS).await? } else { error };
-                fresh.retain(|a| a.spec.oid != oid);
-                failed.insert(oid, error);
-            }
-            Err(Refusal { error, .. }) => return Err(error),
-        }
-    }
-    let Some(boundary) = snapshot else { return Ok(failed) };
-    confirm(client, candidates).await?;
-    let instances: Vec<InstanceId> = fresh.iter().map(|a| a.instance).collect();
-    job.send(Event::Snapshot { instances: instances.clone(), snapshot: boundary.snapshot.clone() })?;
-    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(|a| held(a)).collect();
-    let before: Fingerprints =
-        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
-    let started = std::time::Instant::now();
-    let mut total = 0;
-    for source in &fresh {
-        let instance = source.instance;
-        total +=
-            boundary.copy(&source.spec, |rows| job.loader.send(Command::Load { instance, rows })).await?;
-    }
-    let after = fingerprint::read(client, &held).await?;
-    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
-        return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
-    }
-    boundary.close().await?;
-    let until = insert_position(client).await?;
-    force_flush(client, &job.pipeline).await?;
-    let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before })?;
-    Ok(failed)
-}
-
-/// Lock modes that keep a source from being read, and those that keep it out of a publication.
-const READERS: &[&str] = &["AccessExclusiveLock"];
-const JOINING: &[&str] = &[
-    "ShareUpdateExclusiveLock",
-    "ShareLock",
-    "ShareRowExclusiveLock",
-    "ExclusiveLock",
-    "AccessExclusiveLock",
-];
-
-/// Adds the sources to the publication. One that is locked or that the server refuses must not keep out the others.
-async fn publish(
-    job: &Job,
-    client: &Client,
-    specs: &[SourceSpec],
-    failed: &mut HashMap<u32, Error>,
-) -> Result<()> {
-    match publication::add_tables(client, &job.publication, specs, Duration::ZERO).await {
-        Err(e) if e.kind() != ErrorKind::Connection => {}
-        outcome => return outcome,
-    }
-    let deadline = job.deadline();
-    for spec in specs {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match publication::add_tables(client, &job.publication, std::slice::from_ref(spec), left).await {
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-            Err(e) if e.kind() == ErrorKind::Contention => {
-                failed.insert(spec.oid, writers::locked(client, spec.oid, JOINING).await?);
-            }
-            Err(e) => drop(failed.insert(spec.oid, e)),
-        }
-    }
-    Ok(())
-}
-
-/// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
-/// children, lost its key. Then everything is planned again.
-async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
-    for candidate in candidates {
-        let analysis = analyze(client, TreeSource::View(candidate.view), &candidate.sources).await?;
-        if analysis.plan.ok().as_ref() != Some(&candidate.plan) {
-            let name = candidate.row.qualified();
-            return Err(Error::new(
-                ErrorKind::Identity,
-                format!("what {name} reads changed while it was prepared"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).
-pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
-    const SQL: &str =
-        "update pgtrickle.pgt_pipelines set heartbeat_at = pg_catalog.clock_timestamp() where pipeline = $1";
-    client.batch_execute("set synchronous_commit = on").await.map_err(error)?;
-    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
-    Ok(())
-}
-
 /// Reads what is stored and hands the stream table over; the error if it had to be left out.
 async fn ready(
     job: &Job,
@@ -467,15 +340,15 @@ async fn ready(
 }
 
 impl Job {
-    fn patience(&self) -> Duration {
+    pub fn patience(&self) -> Duration {
         if self.rows.iter().all(|r| r.errors > 0) { PATIENCE_AGAIN } else { PATIENCE }
     }
 
-    fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Instant {
         Instant::now() + self.patience()
     }
 
-    fn send(&self, event: Event) -> Result<()> {
+    pub fn send(&self, event: Event) -> Result<()> {
         self.events.send(event).map_err(|_| gone())
     }
 }
