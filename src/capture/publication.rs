@@ -60,6 +60,17 @@ pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Res
     change(client, publication, oids, PATIENCE).await
 }
 
+/// As [`set_tables`] for tables that may leave: does not wait for anybody's lock. False if it has to be tried again.
+pub async fn shrink(client: &Client, publication: &str, oids: &[u32]) -> Result<bool> {
+    client.batch_execute("set lock_timeout = '50ms'").await.map_err(error)?;
+    let outcome = change(client, publication, oids, Duration::ZERO).await;
+    client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
+    match outcome {
+        Err(e) if e.kind() == ErrorKind::Contention => Ok(false),
+        outcome => outcome.map(|()| true),
+    }
+}
+
 async fn change(client: &Client, publication: &str, oids: &[u32], patience: Duration) -> Result<()> {
     // A table that is no source any more (left by an earlier life) leaves by not being named; the function would refuse it.
     const SQL: &str = "select pgtrickle.publication_sync($1, array(select o::pg_catalog.regclass

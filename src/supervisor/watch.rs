@@ -428,7 +428,9 @@ impl Engine {
             let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
             published.retain(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid));
             let kept = published;
-            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
+            // In the loop nothing waits for an application's lock.
+            self.watched.shrunk =
+                publication::shrink(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
     }
