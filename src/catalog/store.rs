@@ -31,7 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
-    /// It was kept incrementally before (it has a frontier of its own).
+    /// It was kept incrementally before and taken out (then it has a frontier of its own): its next preparation is no
+    /// first one.
     pub was_live: bool,
 }
 
