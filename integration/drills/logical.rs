@@ -1,6 +1,6 @@
 //! pg_dump and pg_restore: the guide's own commands, into the same cluster and into another one.
 
-use super::proof::{Expect, prove};
+use super::proof::{Expect, prove, revive};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{Drill, When, drill};
 
@@ -22,8 +22,13 @@ SELECT pgtrickle.refresh_stream_table(pgt_name)
 FROM pgtrickle.stream_tables_info;
 ";
 
+/// Whether a database that came out of a dump gets an install id of its own.
+const NEW_INSTALL_ID: bool = false;
+/// Whether the publication that the dump brought along is gone in the end.
+const OLD_PUBLICATION_GOES: bool = false;
+
 /// What belongs to the original: its slot, publications with their tables, and triggers on its tables.
-async fn belongings(db: &Database) -> String {
+pub async fn belongings(db: &Database) -> String {
     let sql = "select jsonb_build_object(
         'slots', (select jsonb_agg(jsonb_build_array(slot_name, plugin, database) order by slot_name)
                     from pg_replication_slots where database = current_database()),
@@ -36,26 +41,44 @@ async fn belongings(db: &Database) -> String {
     db.value(sql).await.expect("a list")
 }
 
+/// The copy has an identity of its own: neither slot nor publication is shared with the original.
+pub async fn check_identity(original: &Database, copy: &Database) {
+    let slot = "select slot_name from pgtrickle.pgt_pipelines where pipeline = 'main'";
+    assert_ne!(original.value(slot).await, copy.value(slot).await, "one slot for two databases");
+    if NEW_INSTALL_ID {
+        let install = "select install_id from pgtrickle.pgt_pipelines where pipeline = 'main'";
+        assert_ne!(
+            original.value(install).await,
+            copy.value(install).await,
+            "one installation for two databases"
+        );
+    }
+    if OLD_PUBLICATION_GOES {
+        let publications =
+            "select string_agg(pubname, ', ') from pg_publication where pubname like 'pgtrickle%'
+            and pubname not in (select publication_name from pgtrickle.pgt_pipelines)";
+        assert_eq!(copy.value(publications).await, None, "publications that nobody uses");
+    }
+}
+
 /// Restores beside the original, whose sidecar and application go on; both are right in the end.
-async fn beside(drill: &Drill, mut scene: Scene, commands: &str) {
+pub async fn beside(drill: &Drill, scene: Scene, commands: &str) {
     let original = belongings(&scene.db).await;
     drill.shell(scene.db.port, commands).await;
-    let copy = Database { name: "mydb_restored".to_owned(), port: scene.db.port };
+    let copy = scene.db.sibling("mydb_restored");
     prove(drill, &copy, Expect::Repair).await;
-    scene.load.progress(10).await;
-    scene.load.stop().await;
-    super::proof::check_equal(&scene.db).await;
+    check_identity(&scene.db, &copy).await;
     assert_eq!(belongings(&scene.db).await, original, "the original was touched");
-    assert_eq!(scene.sidecar.terminate(super::proof::PATIENCE).await, Some(0));
+    scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_guides_own_commands_restore_beside_the_original() {
     drill("dump-guide", When::Always, async |drill| {
-        let mut scene = Scene::set(drill, &[]).await;
+        let scene = Scene::set(drill, &[]).await;
         let original = belongings(&scene.db).await;
         drill.shell(scene.db.port, GUIDE).await;
-        let copy = Database { name: "mydb_restored".to_owned(), port: scene.db.port };
+        let copy = scene.db.sibling("mydb_restored");
         // Before a sidecar runs there, and again under it, as an operator would.
         std::fs::write(drill.folder().join("guide.sql"), GUIDE_SQL).expect("a file");
         let run = "psql -X -v ON_ERROR_STOP=1 -d mydb_restored -f guide.sql 2>&1";
@@ -73,10 +96,9 @@ async fn the_guides_own_commands_restore_beside_the_original() {
         let said = drill.shell(copy.port, run).await;
         assert!(!said.contains("WARNING") && !said.contains("NOTICE"), "{said}");
         assert_eq!(sidecar.terminate(super::proof::PATIENCE).await, Some(0));
-        scene.load.stop().await;
-        super::proof::check_equal(&scene.db).await;
+        check_identity(&scene.db, &copy).await;
         assert_eq!(belongings(&scene.db).await, original, "the original was touched");
-        assert_eq!(scene.sidecar.terminate(super::proof::PATIENCE).await, Some(0));
+        scene.finish().await;
     })
     .await;
 }
@@ -205,6 +227,7 @@ async fn a_dump_is_restored_over_the_live_database() {
                 &format!("pg_restore --clean --if-exists --dbname={NAME} --jobs=2 mydb.dump"),
             )
             .await;
+        revive(&mut scene.sidecar, drill).await;
         let before = super::proof::Before::note(&scene.db).await;
         super::proof::prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
         assert_eq!(scene.sidecar.terminate(super::proof::PATIENCE).await, Some(0));

@@ -8,13 +8,14 @@
 //! `cargo test` runs the quick ones. `PGTRICKLE_DRILLS=all` runs all; those that need a program that is not part of
 //! PostgreSQL (pgBackRest, barman) say so and are skipped where it is missing.
 
+mod copies;
+mod databases;
 mod logical;
 mod logical_parts;
+mod physical;
 mod proof;
 mod scene;
+mod slots;
+mod standby;
 mod tools;
 mod workload;
-
-pub use proof::{Expect, prove};
-pub use scene::{Database, Scene};
-pub use tools::{Drill, When, drill};

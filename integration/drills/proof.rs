@@ -12,7 +12,7 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::wait_until;
 
 /// Deadline for everything in a drill: generous, the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Whether a drill demands exactly one WARNING per affected source and cause in `pgtrickle.pgt_recoveries`.
 pub const ONE_WARNING_PER_SOURCE: bool = false;
@@ -92,6 +92,7 @@ pub async fn warnings(db: &Database, before: i64) -> Option<Vec<(String, i64)>> 
 
 async fn check_warnings(drill: &Drill, db: &Database, before: &Before, expect: Expect, log: &str) {
     let in_log = log.lines().filter(|line| line.contains(" WARN ")).count();
+    assert!(in_log > 0 || expect != Expect::Repair, "something was lost, and no WARNING says so");
     let Some(found) = warnings(db, before.recoveries).await else {
         println!("drill {} on {}: {in_log} WARNINGs in the log", drill.name, drill.major);
         return;
@@ -174,6 +175,19 @@ pub async fn prove(drill: &Drill, db: &Database, expect: Expect) {
     let mut sidecar = db.sidecar();
     prove_served(drill, db, &mut sidecar, before, expect).await;
     assert_eq!(sidecar.terminate(PATIENCE).await, Some(0), "exit code after SIGTERM");
+}
+
+/// Whether a sidecar that has served stays when its schema is away for a moment.
+const STAYS_WITHOUT_SCHEMA: bool = false;
+
+/// Starts a sidecar again that ended because the schema was away, as whatever runs it would do.
+pub async fn revive(sidecar: &mut Sidecar, drill: &Drill) {
+    if sidecar.is_running() {
+        return;
+    }
+    assert!(!STAYS_WITHOUT_SCHEMA, "the sidecar ended");
+    println!("drill {} on {}: the sidecar had ended and is started again", drill.name, drill.major);
+    sidecar.start_again();
 }
 
 /// As [`prove`] under a sidecar that runs already.

@@ -59,11 +59,18 @@ pub const RECOMPUTED: (&str, &str) = ("frequent", "select id, n from order_count
 pub struct Database {
     pub name: String,
     pub port: u16,
+    /// Owner of the sources and stream tables.
+    pub owner: &'static str,
 }
 
 impl Database {
     pub fn new(server: &Server, name: &str) -> Database {
-        Database { name: name.to_owned(), port: server.cluster.port() }
+        Database { name: name.to_owned(), port: server.cluster.port(), owner: APP }
+    }
+
+    /// Another database of the same server and owner.
+    pub fn sibling(&self, name: &str) -> Database {
+        Database { name: name.to_owned(), ..self.clone() }
     }
 
     /// Connection URL for a role.
@@ -73,7 +80,7 @@ impl Database {
 
     /// A session of the application.
     pub async fn as_app(&self) -> Client {
-        connect(&self.url(APP)).await
+        connect(&self.url(self.owner)).await
     }
 
     /// A session of the superuser.
@@ -88,7 +95,7 @@ impl Database {
 
     /// Starts the application on it.
     pub fn workload(&self) -> Workload {
-        Workload::start(&self.url(APP))
+        Workload::start(&self.url(self.owner))
     }
 
     /// A few transactions now, one after the other.
@@ -117,37 +124,73 @@ pub struct Scene {
     pub load: Workload,
 }
 
+/// A role that owns a database and everything in it, without being a superuser: a managed service's administrator.
+pub const BOSS: &str = "boss";
+
+/// A database on the server: owned by the superuser with the role `app` for the application, or all of it by `boss`.
+pub async fn create_database(server: &Server, owner: &'static str) -> Database {
+    let db = Database { owner, ..Database::new(server, NAME) };
+    let root = connect(&server.cluster.conninfo("postgres", SUPERUSER)).await;
+    let create = match owner {
+        BOSS => format!("create database {NAME} owner {BOSS}"),
+        _ => format!("create database {NAME}"),
+    };
+    root.batch_execute(&create).await.expect("the database");
+    let installer = if owner == BOSS { BOSS } else { SUPERUSER };
+    let session = connect(&db.url(installer)).await;
+    // `app` is also the schema that the owner's tables live in; `boss` finds it by a setting of the database.
+    let grants = format!(
+        "create schema {APP} authorization {owner}; grant usage on schema {APP} to {SIDECAR};
+         alter default privileges for role {owner} in schema {APP} grant select on tables to {SIDECAR};
+         alter database {NAME} set search_path = {APP}, public"
+    );
+    session.batch_execute(&grants).await.expect("the application's schema");
+    let url = db.url(installer);
+    let mut arguments = vec!["init", "--database-url", &url, "--sidecar-role", SIDECAR];
+    if owner != installer {
+        arguments.extend(["--grant-to", owner]);
+    }
+    let output = pgtrickle(&arguments);
+    assert!(output.status.success(), "pgtrickle init failed:\n{}", printed(&output));
+    let app = db.as_app().await;
+    app.batch_execute(TABLES).await.expect("the application's tables");
+    db
+}
+
+/// Creates all stream tables; a sidecar runs.
+pub async fn create_streams(db: &Database) {
+    let app = db.as_app().await;
+    for (name, query) in STREAMS {
+        app.execute("select pgtrickle.create_stream_table($1, $2)", &[name, query]).await.expect(name);
+    }
+    let (name, query) = RECOMPUTED;
+    app.execute("select pgtrickle.create_stream_table($1, $2, '1h')", &[&name, &query]).await.expect(name);
+}
+
 impl Scene {
     /// Everything is up, the stream tables are live, and the application writes.
     pub async fn set(drill: &Drill, settings: &[(&str, &str)]) -> Scene {
         let server = drill.server(settings, true).await;
-        let db = Database::new(&server, NAME);
-        let root = connect(&server.cluster.conninfo("postgres", SUPERUSER)).await;
-        root.batch_execute(&format!("create database {NAME}")).await.expect("the database");
-        let dba = db.as_dba().await;
-        let grants = format!(
-            "create schema {APP} authorization {APP}; grant usage on schema {APP} to {SIDECAR};
-             alter default privileges for role {APP} in schema {APP} grant select on tables to {SIDECAR}"
-        );
-        dba.batch_execute(&grants).await.expect("the application's schema");
-        let url = db.url(SUPERUSER);
-        let output =
-            pgtrickle(&["init", "--database-url", &url, "--sidecar-role", SIDECAR, "--grant-to", APP]);
-        assert!(output.status.success(), "pgtrickle init failed:\n{}", printed(&output));
-        let app = db.as_app().await;
-        app.batch_execute(TABLES).await.expect("the application's tables");
+        Self::on(server, APP).await
+    }
+
+    /// The same on a given server, with a given owner of the application's tables.
+    pub async fn on(server: Server, owner: &'static str) -> Scene {
+        let db = create_database(&server, owner).await;
         let mut sidecar = db.sidecar();
         sidecar.wait_ready(PATIENCE).await;
-        for (name, query) in STREAMS {
-            app.execute("select pgtrickle.create_stream_table($1, $2)", &[name, query]).await.expect(name);
-        }
-        let (name, query) = RECOMPUTED;
-        app.execute("select pgtrickle.create_stream_table($1, $2, '1h')", &[&name, &query])
-            .await
-            .expect(name);
+        create_streams(&db).await;
         let load = db.workload();
         wait_active(&db).await;
         load.progress(20).await;
         Scene { server, db, sidecar, load }
+    }
+
+    /// The end of the application and the comparison on the scene's own database, then the end of the sidecar.
+    pub async fn finish(mut self) {
+        self.load.progress(10).await;
+        self.load.stop().await;
+        super::proof::check_equal(&self.db).await;
+        assert_eq!(self.sidecar.terminate(PATIENCE).await, Some(0), "exit code after SIGTERM");
     }
 }

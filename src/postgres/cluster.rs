@@ -103,7 +103,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Makes a cluster (or takes the one in `options.dir`) and starts its server; blocks until it accepts connections (a
-    /// standby: read-only ones).
+    /// standby and a recovery accept read-only ones).
     ///
     /// # Errors
     /// `ServerSetup` when initdb or the server fails; the message ends with the last lines of the server's log.

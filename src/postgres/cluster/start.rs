@@ -125,17 +125,12 @@ impl Cluster {
             .map_err(|e| failure("run", &program, e))
     }
 
-    /// Line 8 of `postmaster.pid` is the status (`src/include/utils/pidfile.h`, `LOCK_FILE_LINE_PM_STATUS`): a standby
-    /// stays at `standby` (hot standby is active), a recovery that ends becomes `ready`.
+    /// Line 8 of `postmaster.pid` is the status (`src/include/utils/pidfile.h`, `LOCK_FILE_LINE_PM_STATUS`).
     fn says_ready(&self, pid: u32) -> bool {
         let Ok(text) = fs::read_to_string(self.pid_file()) else { return false };
         let mut lines = text.lines();
         lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid)
-            && lines.nth(6).is_some_and(|status| match status.trim() {
-                "ready" => true,
-                "standby" => self.data_dir().join("standby.signal").exists(),
-                _ => false,
-            })
+            && lines.nth(6).is_some_and(|status| status.trim() == "ready")
     }
 
     /// Writes `pgtrickle.conf`, which `postgresql.conf` includes; `ALTER SYSTEM` still wins over it.
