@@ -10,6 +10,7 @@
 
 mod copies;
 mod databases;
+mod external;
 mod logical;
 mod logical_parts;
 mod physical;

@@ -7,7 +7,7 @@ use tokio_postgres::types::PgLsn;
 
 use super::scene::{Database, RECOMPUTED, STREAMS};
 use super::tools::Drill;
-use crate::harness::oracle::assert_equal;
+use crate::harness::oracle::{assert_equal, difference};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::wait_until;
 
@@ -152,6 +152,13 @@ pub async fn first_right_answer(db: &Database, before: &Before) -> f64 {
     before.since.elapsed().as_secs_f64()
 }
 
+/// The columns of a stream table's query.
+async fn columns(app: &Client, name: &str) -> String {
+    let sql = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
+        where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attname <> '__pgt_row_id'";
+    app.query_one(sql, &[&name]).await.expect("its columns").get(0)
+}
+
 /// Every stream table equals its query, now that nobody writes.
 pub async fn check_equal(db: &Database) {
     let app = db.as_app().await;
@@ -162,11 +169,25 @@ pub async fn check_equal(db: &Database) {
         .await
         .expect("a recomputation");
     for (name, query) in STREAMS.iter().chain([&RECOMPUTED]) {
-        let sql = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
-            where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attname <> '__pgt_row_id'";
-        let columns: String = app.query_one(sql, &[name]).await.expect("its columns").get(0);
-        assert_equal(&app, query, name, &columns).await;
+        assert_equal(&app, query, name, &columns(&app, name).await).await;
     }
+}
+
+/// Waits until every incremental stream table equals its query: what was done by hand is noticed at the next look.
+pub async fn become_equal(db: &Database) {
+    let app = db.as_app().await;
+    wait_until("all stream tables to equal their queries", PATIENCE, || async {
+        for (name, query) in STREAMS {
+            let rows = difference(&app, query, name, &columns(&app, name).await)
+                .await
+                .map_err(|e| format!("{e:?}"))?;
+            if !rows.is_empty() {
+                return Err(format!("{name} differs in {} rows", rows.len()));
+            }
+        }
+        Ok(())
+    })
+    .await;
 }
 
 /// The end of a drill on a server that nobody serves yet: a sidecar, more writes, the comparison.

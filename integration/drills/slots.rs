@@ -2,7 +2,7 @@
 
 use pgtrickle::postgres::cluster::StopMode;
 
-use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
+use super::proof::{Before, Expect, PATIENCE, become_equal, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{When, blocking, drill, drill_on};
 use crate::harness::database::SIDECAR;
@@ -177,6 +177,7 @@ async fn publication_accident(name: &'static str, when: When, sql: &str) {
         }
         scene.load.progress(20).await;
         scene.load.stop().await;
+        become_equal(&scene.db).await;
         let before = Before::note(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Either).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));

@@ -68,6 +68,8 @@ async fn with_failover_slots(drill: &Drill) -> (Scene, Server) {
     dba.batch_execute("select pg_reload_conf()").await.expect("a reload");
     let copy = Database::new(&standby, NAME);
     wait_until("the slot to be kept in step", PATIENCE, || async {
+        // The primary's slot must pass the point where the standby began.
+        scene.db.value("pg_log_standby_snapshot()").await;
         let slots =
             "select string_agg(concat_ws(' ', slot_name, synced, temporary, invalidation_reason), ', ')
             from pg_replication_slots where slot_type = 'logical' and not (synced and not temporary)";

@@ -51,6 +51,19 @@ pub async fn drill(name: &'static str, when: When, test: impl AsyncFn(&Drill)) {
     drill_on(name, when, &[14, 15, 16, 17, 18], test).await;
 }
 
+/// As [`drill`], for what needs a program that is not part of PostgreSQL.
+pub async fn drill_with(name: &'static str, when: When, program: &str, test: impl AsyncFn(&Drill)) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
+        println!(
+            "drill {name}: skipped; the program {program} is not installed (Debian: apt-get install {program})"
+        );
+        return;
+    }
+    // What Debian 12 packages knows servers up to 15.
+    drill_on(name, when, &[14, 15], test).await;
+}
+
 /// As [`drill`], for what only some major versions have.
 pub async fn drill_on(name: &'static str, when: When, with: &[u32], test: impl AsyncFn(&Drill)) {
     let wanted = std::env::var("PGTRICKLE_DRILLS").unwrap_or_default();
