@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Statement};
 use super::batch::Batch;
 use super::history::{RollUp, Written};
 use super::owned::{self, Function};
+use crate::capture::poll::{self, Consumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
@@ -35,6 +36,8 @@ pub struct Progress {
     /// 64-bit ids of the transactions that are in for the first time: their effects must be visible to every snapshot
     /// before they are applied (hazard A2).
     pub xids: Vec<u64>,
+    /// Rows of change buffers that are contained; they are deleted in the same transaction.
+    pub consumed: Consumed,
 }
 
 /// The outcome of one apply.
@@ -193,7 +196,8 @@ impl Writer {
         let begin = async { self.client.batch_execute(&self.begin).await.map_err(error) };
         let fence = self.fence(progress);
         let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
-        let ((), fence, written) = futures_util::future::try_join3(begin, fence, calls).await?;
+        let consume = poll::consume(&self.client, &progress.consumed);
+        let ((), fence, (), written) = futures_util::future::try_join4(begin, fence, consume, calls).await?;
         if !self.admitted(fence, progress)? {
             return Ok(None);
         }
@@ -243,6 +247,7 @@ impl Writer {
         if !self.admitted(fence, progress)? {
             return Ok(None);
         }
+        poll::consume(&self.client, &progress.consumed).await?;
         let mut applied = Applied::default();
         for (view, batch) in batches {
             self.client.batch_execute("savepoint one").await.map_err(error)?;

@@ -162,7 +162,7 @@ impl Assembler {
         }
     }
 
-    /// Only messages with exactly this prefix are collected; without it all are.
+    /// Only messages whose prefix begins with this are collected; without it all are.
     pub fn with_message_prefix(mut self, prefix: &[u8]) -> Assembler {
         self.prefix = Some(prefix.into());
         self
@@ -294,7 +294,7 @@ impl Assembler {
         prefix: &[u8],
         content: &[u8],
     ) -> Result<Option<Event>> {
-        if self.prefix.as_deref().is_some_and(|wanted| wanted != prefix) {
+        if self.prefix.as_deref().is_some_and(|wanted| !prefix.starts_with(wanted)) {
             return Ok(None);
         }
         if !transactional {

@@ -11,14 +11,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::obstacle::{self, Capturing};
 use super::sources::Assigned;
-use super::{obstacle, rights, validity};
+use super::{rights, validity};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
 use crate::capture::fingerprint::{self, Fingerprints};
 use crate::capture::hydrate::{Boundary, insert_position};
+use crate::capture::trigger::{self, Mode};
 use crate::capture::{SourceSpec, publication};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Bindings, Command, InstanceId, Loader};
@@ -47,6 +49,8 @@ pub enum Event {
         instances: Vec<InstanceId>,
         until: u64,
         fingerprints: Fingerprints,
+        /// With what columns triggers record, by relation.
+        shapes: BTreeMap<u32, i64>,
     },
     Ready(Box<Prepared>),
     /// Not incremental: recomputed by PostgreSQL.
@@ -82,7 +86,10 @@ pub struct Prepared {
 pub struct Job {
     pub target: Target,
     pub publication: String,
-    pub pipeline: String,
+    pub capturing: Capturing,
+    /// Nothing was loaded in this life before.
+    pub first: bool,
+    pub delivery_reason: Option<String>,
     pub loader: Loader,
     /// Stream tables to prepare.
     pub rows: Vec<StreamTableRow>,
@@ -90,7 +97,6 @@ pub struct Job {
     pub all: Vec<StreamTableRow>,
     pub incremental: Vec<ViewId>,
     pub reason: String,
-    pub memory_limit: u64,
     pub events: mpsc::UnboundedSender<Event>,
 }
 
@@ -181,10 +187,10 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
-    if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
+    if let Some((_, lost)) = rights::lost(client, &job.capturing.pipeline, Some(row.view)).await?.pop() {
         return Err(lost);
     }
-    let validity = validity::read(client, &job.pipeline, Some(row.view)).await?.remove(&row.view);
+    let validity = validity::read(client, &job.capturing.pipeline, Some(row.view)).await?.remove(&row.view);
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
@@ -210,7 +216,7 @@ async fn plan_row(
         job.send(Event::Full { row: row.clone() })?;
         return Ok(None);
     }
-    let specs = match obstacle::specs(client, &analysis, &plan, job.memory_limit).await? {
+    let specs = match obstacle::specs(client, &analysis, &plan, &job.capturing).await? {
         Ok(specs) => specs,
         Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
         Err(obstacle) => {
@@ -288,7 +294,11 @@ async fn load(
     let mut failed = HashMap::new();
     let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    let added = publish(job, client, &specs, &mut failed).await?;
+    let (by_triggers, by_wal): (Vec<SourceSpec>, Vec<SourceSpec>) =
+        specs.into_iter().partition(|s| s.triggers().is_some());
+    let added = publish(job, client, &by_wal, &mut failed).await?;
+    let shapes = install(job, client, &by_triggers, &fresh, &mut failed).await?;
+    note(job, client, &by_wal, &by_triggers).await?;
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
     if fresh.is_empty() {
         return Ok(failed);
@@ -341,10 +351,10 @@ async fn load(
     }
     boundary.close().await?;
     let until = insert_position(client).await?;
-    force_flush(client, &job.pipeline).await?;
+    force_flush(client, &job.capturing.pipeline).await?;
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before })?;
+    job.send(Event::Loaded { instances, until, fingerprints: before, shapes })?;
     Ok(failed)
 }
 
@@ -368,6 +378,61 @@ async fn publish(
         }
     }
     Ok(added)
+}
+
+/// Installs the triggers of sources that are about to be read; returns with what columns they record.
+///
+/// The lock that it takes lets all earlier writers end, so a snapshot taken later shows all that was not recorded.
+async fn install(
+    job: &Job,
+    client: &Client,
+    specs: &[SourceSpec],
+    fresh: &[&Assigned],
+    failed: &mut HashMap<u32, Error>,
+) -> Result<BTreeMap<u32, i64>> {
+    let mode = if job.capturing.polled { Mode::Buffer } else { Mode::Message };
+    let mut shapes = BTreeMap::new();
+    for spec in specs.iter().filter(|s| fresh.iter().any(|f| f.spec.oid == s.oid)) {
+        let Some(triggered) = spec.triggers() else { continue };
+        match trigger::install(client, triggered.source_id, mode, LOCK_PATIENCE).await {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+            Err(e) => {
+                failed.insert(spec.oid, e);
+                continue;
+            }
+        }
+        if job.first && job.capturing.polled {
+            trigger_rows_are_read(client, triggered.source_id).await?;
+        }
+        shapes.insert(spec.oid, trigger::shape(client, spec.oid).await?);
+    }
+    Ok(shapes)
+}
+
+/// What is in the buffer now will be in the boundary's snapshot.
+async fn trigger_rows_are_read(client: &Client, source_id: i64) -> Result<()> {
+    let rows = crate::capture::poll::clear(client, source_id).await?;
+    if rows > 0 {
+        tracing::info!(source_id, rows, "captured rows are covered by the reading of their source");
+    }
+    Ok(())
+}
+
+/// Says in the catalog how each source is captured.
+async fn note(job: &Job, client: &Client, by_wal: &[SourceSpec], by_triggers: &[SourceSpec]) -> Result<()> {
+    let oids: Vec<u32> = by_wal.iter().map(|s| s.oid).collect();
+    for id in trigger::source_ids(client, &job.capturing.pipeline, &oids).await? {
+        trigger::note_capture(client, id, "wal", None).await?;
+    }
+    let reason = job
+        .delivery_reason
+        .as_deref()
+        .unwrap_or("it has no usable replica identity, or triggers were asked for");
+    for triggered in by_triggers.iter().filter_map(SourceSpec::triggers) {
+        trigger::note_capture(client, triggered.source_id, "trigger", Some(reason)).await?;
+    }
+    Ok(())
 }
 
 /// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
