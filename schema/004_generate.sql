@@ -80,7 +80,9 @@ begin
        and (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = tg_relid) = current_user then
         return null;
     end if;
-    if current_setting('application_name') = 'pg_restore' then
+    -- pg_restore, or a script of pg_dump that psql runs: its first lines set these two.
+    if current_setting('application_name') = 'pg_restore'
+       or (current_setting('check_function_bodies') = 'off' and current_setting('row_security') = 'off') then
         return null;
     end if;
     raise exception '% on stream table %.% is refused: it always equals its query', tg_op,
