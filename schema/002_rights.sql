@@ -43,8 +43,12 @@ declare
 begin
     execute format('grant usage on schema pgtrickle to %I', role);
     execute format('grant usage, create on schema pgtrickle_queries to %I', role);
-    execute format('grant select, insert, update, delete on pgtrickle.pgt_stream_tables, '
-                   'pgtrickle.pgt_dependencies, pgtrickle.pgt_refresh_history to %I', role);
+    -- The rows of these tables have owners and are guarded by policies.
+    for f in select c.oid::regclass as rel from pg_class c
+              where c.relnamespace = 'pgtrickle'::regnamespace and c.relkind = 'r'
+                and c.relname in ('pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_snapshots') loop
+        execute format('grant select, insert, update, delete on %s to %I', f.rel, role);
+    end loop;
     execute format('grant select on pgtrickle.pgt_pipelines, pgtrickle.settings, pgtrickle.schema_files, '
                    'pgtrickle.pgt_answers to %I', role);
     execute format('grant usage, select on sequence pgtrickle.request_seq to %I', role);

@@ -21,4 +21,5 @@ mod pipeline;
 mod rights;
 mod schema;
 mod servers;
+mod snapshots;
 mod stand_in;

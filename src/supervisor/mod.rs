@@ -9,6 +9,7 @@ mod full;
 mod lease;
 mod obstacle;
 mod prepare;
+mod repair;
 mod requests;
 mod rights;
 mod sources;
