@@ -32,7 +32,7 @@ create policy pgt_owner on pgtrickle.pgt_answers for select
 -- Functions only for the installing role and (publication_sync) the sidecar's role.
 create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights']
+    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights', 'detach', 'attach']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.
@@ -104,7 +104,10 @@ begin
     execute format('grant select, insert, update, delete on all tables in schema pgtrickle to %I', role);
     execute format('grant usage, select, update on all sequences in schema pgtrickle to %I', role);
     execute format('grant usage on schema pgtrickle_changes to %I', role);
-    execute format('grant execute on function pgtrickle.publication_sync(text, regclass[]) to %I', role);
+    for s in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
+                and p.proname in ('publication_sync', 'detach', 'attach') loop
+        execute format('grant execute on function %s to %I', s.sig, role);
+    end loop;
     execute format('revoke create on schema pgtrickle_queries from %I', role);
     foreach t in array array['pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_answers'] loop
         execute format('drop policy if exists pgt_sidecar on pgtrickle.%I', t);

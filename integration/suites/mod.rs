@@ -15,6 +15,7 @@ mod expressions;
 mod harness;
 mod hazards;
 mod layout;
+mod maintenance;
 mod memory;
 mod oracle;
 mod pipeline;

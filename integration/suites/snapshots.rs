@@ -54,7 +54,7 @@ impl Writers {
             while !stopped.load(Ordering::Relaxed) {
                 let k = round % 200 + 1;
                 let sql = format!(
-                    "update t set v = v + 1 where id = {k}; update t set n = n + 0.5 where id % 20 = {};
+                    "update t set v = v + 1 where id = {k}; update t set n = n + 0.5 where id <= 200 and id % 20 = {};
                      insert into t values ({}, {k}, 1.0); delete from t where id = {}",
                     round % 20,
                     1_000_000 + round,

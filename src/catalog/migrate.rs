@@ -50,6 +50,8 @@ pub const FILES: &[SchemaFile] = files![
     "008_status.sql",
     "011_snapshots.sql",
     "011_snapshots_restore.sql",
+    "012_maintenance.sql",
+    "012_maintenance_restore.sql",
     "999_grants.sql",
 ];
 
