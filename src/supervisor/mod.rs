@@ -13,6 +13,7 @@ mod load;
 mod obstacle;
 mod polling;
 mod prepare;
+mod repair;
 mod requests;
 mod rights;
 mod sources;

@@ -45,6 +45,7 @@ pub(super) struct Watched {
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
+    pub repairs: super::repair::Repairs,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
@@ -75,6 +76,8 @@ impl Engine {
         self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             self.look_at_catalog().await?;
+            self.release_suspended().await?;
+            self.begin_repairs()?;
             self.recompute_due();
             self.prepare_due()?;
         }
@@ -139,6 +142,7 @@ impl Engine {
         match request.kind.as_str() {
             "analyze" => self.analyze(request),
             "refresh" => self.refresh_requested(&request),
+            "repair" => self.repair_requested(&request),
             _ => {}
         }
     }
@@ -194,6 +198,8 @@ impl Engine {
         if (altered || resumed) && preparing {
             return Ok(()); // Seen again once it has settled: the old row is kept until then.
         }
+        // Altered while it is suspended: it stays out.
+        let again = (!row.is_suspended()).then(Instant::now);
         view.row = row;
         if suspended {
             let was_active = matches!(view.state, State::Active(_));
@@ -206,7 +212,7 @@ impl Engine {
             }
         } else if altered || resumed || dropped {
             self.remove(id)?;
-            self.set_failed(id, Some(Instant::now()));
+            self.set_failed(id, again);
         }
         Ok(())
     }
@@ -218,7 +224,7 @@ impl Engine {
     }
 
     /// Takes a view out of the dataflow, with those that read it (they are prepared again).
-    fn remove(&mut self, id: ViewId) -> Result<()> {
+    pub(super) fn remove(&mut self, id: ViewId) -> Result<()> {
         let downstream = self.views.downstream(id);
         for view in std::iter::once(id).chain(downstream.iter().copied()) {
             if self.views.installed(view).is_some() {
@@ -263,6 +269,8 @@ impl Engine {
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
+        self.tell_repaired(id, Err(&e));
+        let Some(view) = self.views.0.get(&id) else { return Ok(()) };
         let name = view.row.qualified();
         match store::fail(&self.control, id, status, &e, frontier).await? {
             true => {
@@ -337,6 +345,7 @@ impl Engine {
             deleted = drift.deleted,
             "reconciled and live"
         );
+        self.tell_repaired(id, Ok(drift));
         self.announce();
     }
 
