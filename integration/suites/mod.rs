@@ -15,6 +15,7 @@ mod disk_full;
 mod expressions;
 mod harness;
 mod hazards;
+mod launcher;
 mod layout;
 mod memory;
 mod oracle;

@@ -24,6 +24,7 @@ mod watch;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::error::{Directive, Error, ErrorKind, Result};
 use crate::postgres::sessions::Target;
@@ -71,6 +72,11 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
         }
         pause = (pause * 2).min(LONGEST);
     }
+}
+
+/// A task of this pipeline: its log lines carry the same span (the database, where several are served).
+fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(task.in_current_span())
 }
 
 /// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.
