@@ -80,7 +80,9 @@ begin
        and (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = tg_relid) = current_user then
         return null;
     end if;
-    if current_setting('application_name') = 'pg_restore' then
+    -- pg_restore, or a script of pg_dump that psql runs: its first lines set these two.
+    if current_setting('application_name') = 'pg_restore'
+       or (current_setting('check_function_bodies') = 'off' and current_setting('row_security') = 'off') then
         return null;
     end if;
     raise exception '% on stream table %.% is refused: it always equals its query', tg_op,
@@ -208,7 +210,9 @@ end $$;
 -- recompute_<id>(): evaluates the query once, in one snapshot, and writes only the differences through apply_<id>:
 -- deletes, then updates, then inserts, in batches while the difference stays in an open cursor. A unique index of
 -- the user's that an update would violate on the way makes it start over with updates as delete and insert.
-create or replace function pgtrickle._create_recompute(id bigint, rel regclass, view regclass, keys text[],
+-- The same with a snapshot in the query's place is restore_<id>() (see 011).
+drop function if exists pgtrickle._create_recompute(bigint, regclass, regclass, text[], jsonb);
+create or replace function pgtrickle._create_recompute(verb text, id bigint, rel regclass, view regclass, keys text[],
                                                         settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -245,9 +249,9 @@ begin
                          pgtrickle._row_id(format('row(%s)::text', t_cols)));
     end if;
     execute format(
-        E'create or replace function pgtrickle_queries.recompute_%s(out inserted_rows bigint, '
+        E'create or replace function pgtrickle_queries.%s_%s(out inserted_rows bigint, '
         'out updated_rows bigint, out deleted_rows bigint) language plpgsql security definer\n%s as %L',
-        id, pgtrickle._pinned(settings), format(E'#variable_conflict use_column
+        verb, id, pgtrickle._pinned(settings), format(E'#variable_conflict use_column
 declare
     b record;
     done record;
@@ -311,7 +315,7 @@ begin
         end;
     end loop;
 end', rel, fill, repair, diff, id, pgtrickle._writer(id::text), pgtrickle._writer('')));
-    execute format('revoke all on function pgtrickle_queries.recompute_%s() from public', id);
+    execute format('revoke all on function pgtrickle_queries.%s_%s() from public', verb, id);
 end $$;
 
 -- Both functions, the guard and the grants, for a stream table whose row, view and storage exist.
@@ -353,7 +357,7 @@ declare
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     perform pgtrickle._create_apply(id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
-    perform pgtrickle._create_recompute(id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
+    perform pgtrickle._create_recompute('recompute', id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
     perform pgtrickle._create_evaluations(id, s.evaluations, s.query_settings);
     perform pgtrickle._set_guard(id, s.pgt_relid, s.user_writes);
     perform pgtrickle._grant_sidecar(id);

@@ -226,7 +226,8 @@ impl Writer {
     }
 
     async fn installed(&self, view: ViewId, refresh: Option<i64>, written: Written) -> Result<()> {
-        const SQL: &str = "update pgtrickle.pgt_stream_tables set status = 'ACTIVE', is_populated = true,
+        const SQL: &str = "update pgtrickle.pgt_stream_tables set
+            status = case when status = 'SUSPENDED' then status else 'ACTIVE' end, is_populated = true,
             last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0, last_error_sqlstate = null,
             last_error_message = null, last_error_at = null where pgt_id = $1";
         self.client.execute(SQL, &[&view]).await.map_err(error)?;

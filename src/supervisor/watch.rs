@@ -24,6 +24,7 @@ const FINGERPRINTS: Duration = Duration::from_secs(1);
 const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
+const TRIGGERS: Duration = Duration::from_secs(5);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -33,6 +34,7 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
     /// Forced flushes that are still due for the last request.
@@ -43,6 +45,7 @@ pub(super) struct Watched {
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
+    pub repairs: super::repair::Repairs,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
@@ -50,6 +53,8 @@ pub(super) struct Watched {
     pub validity: Validity,
     /// The catalog has been read.
     pub known: bool,
+    /// What a start leaves to be done once everything is right again was done.
+    pub completed: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -68,8 +73,11 @@ impl Engine {
             return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
         }
         self.look_for_requests().await?;
+        self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             self.look_at_catalog().await?;
+            self.release_suspended().await?;
+            self.begin_repairs()?;
             self.recompute_due();
             self.prepare_due()?;
         }
@@ -79,6 +87,12 @@ impl Engine {
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
             self.compare_validity().await?;
+        }
+        if self.announced && !std::mem::replace(&mut self.watched.completed, true) {
+            self.complete().await?;
+        }
+        if due(&mut self.watched.triggers, TRIGGERS) {
+            self.take_off_triggers().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -128,6 +142,7 @@ impl Engine {
         match request.kind.as_str() {
             "analyze" => self.analyze(request),
             "refresh" => self.refresh_requested(&request),
+            "repair" => self.repair_requested(&request),
             _ => {}
         }
     }
@@ -183,6 +198,8 @@ impl Engine {
         if (altered || resumed) && preparing {
             return Ok(()); // Seen again once it has settled: the old row is kept until then.
         }
+        // Altered while it is suspended: it stays out.
+        let again = (!row.is_suspended()).then(Instant::now);
         view.row = row;
         if suspended {
             let was_active = matches!(view.state, State::Active(_));
@@ -195,7 +212,7 @@ impl Engine {
             }
         } else if altered || resumed || dropped {
             self.remove(id)?;
-            self.set_failed(id, Some(Instant::now()));
+            self.set_failed(id, again);
         }
         Ok(())
     }
@@ -207,7 +224,7 @@ impl Engine {
     }
 
     /// Takes a view out of the dataflow, with those that read it (they are prepared again).
-    fn remove(&mut self, id: ViewId) -> Result<()> {
+    pub(super) fn remove(&mut self, id: ViewId) -> Result<()> {
         let downstream = self.views.downstream(id);
         for view in std::iter::once(id).chain(downstream.iter().copied()) {
             if self.views.installed(view).is_some() {
@@ -252,6 +269,8 @@ impl Engine {
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
+        self.tell_repaired(id, Err(&e));
+        let Some(view) = self.views.0.get(&id) else { return Ok(()) };
         let name = view.row.qualified();
         match store::fail(&self.control, id, status, &e, frontier).await? {
             true => {
@@ -326,6 +345,7 @@ impl Engine {
             deleted = drift.deleted,
             "reconciled and live"
         );
+        self.tell_repaired(id, Ok(drift));
         self.announce();
     }
 
