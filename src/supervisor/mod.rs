@@ -26,6 +26,7 @@ mod watch;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::error::{Directive, Error, ErrorKind, Result};
 use crate::postgres::sessions::Target;
@@ -84,6 +85,11 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
 /// rows that are gone): it will say so for ever.
 fn refuses(error: &Error) -> bool {
     error.kind() == ErrorKind::Identity && matches!(error.sqlstate(), Some("42704" | "55000" | "58P01"))
+}
+
+/// A task of this pipeline: its log lines carry the same span (the database, where several are served).
+fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(task.in_current_span())
 }
 
 /// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.

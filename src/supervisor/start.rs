@@ -45,7 +45,7 @@ pub async fn serve(
     let writer_session = options.target.connect(Purpose::Apply).await?;
     let writer = Writer::new(writer_session, &options.pipeline, lease.generation).await?;
     let (dataflow, requests) = Dataflow::start(DataflowOptions { workers: options.workers })?;
-    let evaluation = tokio::spawn(evaluate::serve(options.target.clone(), requests));
+    let evaluation = super::spawn(evaluate::serve(options.target.clone(), requests));
     let near: Snapshot = control
         .query_one("select pg_catalog.pg_current_snapshot()::text", &[])
         .await

@@ -155,7 +155,7 @@ impl Engine {
         let (target, capturing) = (self.options.target.clone(), self.capturing());
         let incremental = self.views.incremental();
         let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
-        tokio::spawn(async move {
+        super::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
                 requests::answer_analysis(&mut client, &request, &sources, &capturing).await
@@ -404,7 +404,7 @@ impl Engine {
             }
         }
         self.prepared_once = true;
-        self.preparing = Some(tokio::spawn(prepare::run(job)));
+        self.preparing = Some(super::spawn(prepare::run(job)));
         Ok(())
     }
 
