@@ -13,6 +13,7 @@ mod databases;
 mod external;
 mod logical;
 mod logical_parts;
+mod page;
 mod physical;
 mod proof;
 mod scene;

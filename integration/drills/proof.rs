@@ -140,7 +140,8 @@ pub async fn first_right_answer(db: &Database, before: &Before) -> f64 {
     wait_until("the first right answer", PATIENCE, || async {
         let sql = format!(
             "select case when not pgtrickle.sidecar_alive() then 'no sidecar'
-                when not pgtrickle._has_passed('{}', 'main') then 'behind'
+                when not pgtrickle._has_passed('{0}', 'main') then (select concat_ws(' ', 'behind: frontier', frontier, 'not {0}')
+                    from pgtrickle.pgt_pipelines where pipeline = 'main')
                 else (select string_agg(concat_ws(' ', name, status, last_error_message), ', ')
                         from pgtrickle.pgt_status() where status <> 'ACTIVE') end",
             before.target
