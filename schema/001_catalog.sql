@@ -119,6 +119,17 @@ create table if not exists pgtrickle.pgt_history_columns (
     frontier pg_lsn
 );
 
+-- Tables that joined a publication, by `system identifier/database/pg_publication_rel oid/xmin` (a dump carries rows
+-- that mean nothing elsewhere). `writers`: virtual transaction ids that wrote to the table before and had not ended at
+-- the last look, under the server that started at `server_start`. What they wrote before the table joined is never
+-- sent, so it is loaded only when the list is empty, also by a sidecar that was started meanwhile. A member
+-- without a row was not looked at yet.
+create table if not exists pgtrickle.pgt_publication_members (
+    member text primary key,
+    writers text[] not null,
+    server_start timestamptz not null default pg_postmaster_start_time()
+);
+
 -- Makes pgt_refresh_history where it is missing: at the first installation, and after a restore without it. Definer's
 -- rights because the sidecar and users may not create tables here; its only effect is this table. Whoever may use the
 -- dependencies may use the history.

@@ -33,7 +33,8 @@ create policy pgt_owner on pgtrickle.pgt_answers for select
 create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
-                 '_create_capture', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers']
+                 '_renew_functions', '_create_capture', '_install_capture', '_forget_capture',
+                 'rebuild_cdc_triggers', 'detach', 'attach']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.
@@ -44,12 +45,16 @@ declare
 begin
     execute format('grant usage on schema pgtrickle to %I', role);
     execute format('grant usage, create on schema pgtrickle_queries to %I', role);
-    execute format('grant select, insert, update, delete on pgtrickle.pgt_stream_tables, '
-                   'pgtrickle.pgt_dependencies, pgtrickle.pgt_refresh_history to %I', role);
+    -- The rows of these tables have owners and are guarded by policies.
+    for f in select c.oid::regclass as rel from pg_class c
+              where c.relnamespace = 'pgtrickle'::regnamespace and c.relkind = 'r'
+                and c.relname in ('pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_snapshots') loop
+        execute format('grant select, insert, update, delete on %s to %I', f.rel, role);
+    end loop;
     execute format('grant select on pgtrickle.pgt_pipelines, pgtrickle.settings, pgtrickle.schema_files, '
                    'pgtrickle.pgt_answers to %I', role);
     for f in select c.oid::regclass as rel from pg_class c where c.relnamespace = 'pgtrickle'::regnamespace
-                and c.relname in ('pgt_sources', 'pgt_recoveries', 'pgt_snapshots') loop
+                and c.relname in ('pgt_sources', 'pgt_recoveries') loop
         execute format('grant select on %s to %I', f.rel, role);
     end loop;
     execute format('grant usage, select on sequence pgtrickle.request_seq to %I', role);
@@ -107,7 +112,7 @@ begin
     execute format('grant usage, select, update on all sequences in schema pgtrickle to %I', role);
     execute format('grant usage on schema pgtrickle_changes to %I', role);
     for f in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
-                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers') loop
+                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach') loop
         execute format('grant execute on function %s to %I', f.sig, role);
     end loop;
     for f in select c.oid::regclass as sig from pg_class c

@@ -30,8 +30,8 @@ begin
     end if;
 end $$;
 
--- Whether everything up to `target` is in: the frontier has passed it, and no stream table that was live (as far as
--- the caller may see them) still waits for its reconcile after a start.
+-- Whether everything up to `target` is in: the frontier has passed it, and no stream table that was taken out before
+-- and is taken up again (as far as the caller may see them) still waits for its reconcile.
 create or replace function pgtrickle._has_passed(target pg_lsn, pipe text) returns boolean
 language sql volatile set search_path = pg_catalog, pg_temp as $$
     select exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target
@@ -114,6 +114,17 @@ begin
     return g;
 end $$;
 
+-- Leaves a stream table out of a refresh, with a trace: a WARNING here and in the server's log, and a history row.
+create or replace function pgtrickle._skip(id bigint, label text, state text, why text, what_to_do text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into pgtrickle.pgt_refresh_history (pgt_id, pgt_name, end_time, action, status, reason, sqlstate, error_message,
+        initiated_by)
+    select s.pgt_id, s.pgt_name, clock_timestamp(), 'SKIP', 'SKIPPED', 'not refreshed: ' || why, state, why, 'MANUAL'
+      from pgtrickle.pgt_stream_tables s where s.pgt_id = id;
+    raise warning 'stream table % was not refreshed: %', label, why using errcode = state, hint = what_to_do;
+end $$;
+
 create or replace function pgtrickle._refresh(id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -135,14 +146,15 @@ begin
         raise exception 'cannot refresh stream tables on a read replica' using errcode = '22023',
             hint = 'Run it on the primary.';
     end if;
-    if s.status in ('SUSPENDED', 'ERROR') then
-        raise exception 'stream table % is %', label, case s.status when 'ERROR' then 'in status ERROR' else 'suspended' end
-            using errcode = '22023', detail = coalesce(s.last_error_message, 'It was suspended by hand.'),
-                  hint = format('Resume it first: SELECT pgtrickle.resume_stream_table(%L);', label);
-    end if;
     if not exists (select from pg_class c where c.oid = s.pgt_relid) then
-        raise exception 'the table of stream table % was dropped', label using errcode = '42P01',
-            hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
+        perform pgtrickle._skip(id, label, '42P01', 'its table was dropped',
+            format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label));
+        return;
+    elsif s.status in ('SUSPENDED', 'ERROR') then
+        perform pgtrickle._skip(id, label, coalesce(s.last_error_sqlstate, '55000'),
+            format('its status is %s: %s', s.status, coalesce(s.last_error_message, 'it was suspended by hand')),
+            format('Resume it first: SELECT pgtrickle.resume_stream_table(%L);', label));
+        return;
     end if;
     target := pg_current_wal_insert_lsn();
     loop
@@ -206,14 +218,46 @@ begin
         perform pgtrickle._create_functions(id);
     end if;
     perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'no sidecar is running: recomputed by difference');
-    raise notice 'stream table % was recomputed; no sidecar is running, so later changes are not captured', label
-        using hint = 'Start the sidecar: pgtrickle run.';
+    raise warning 'stream table % was recomputed; no sidecar is running, so later changes are not captured', label
+        using errcode = '01000', hint = 'Start the sidecar: pgtrickle run.';
 end $$;
 
--- Returns when the stream table contains everything committed before the call.
+-- An unqualified name that several stream tables have means all of those that are the caller's.
+create or replace function pgtrickle._refresh_named(name text, path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    id bigint;
+    several boolean := false;
+begin
+    begin
+        id := pgtrickle._find(name, path, true);
+    exception when ambiguous_alias then
+        several := true;
+    end;
+    if not several then
+        perform pgtrickle._refresh(id);
+        return;
+    end if;
+    for id in select n.pgt_id from pgtrickle.stream_table_names n
+               where n.pgt_name in (name, (select s.rel from pgtrickle._split_name(name, false) s)) and n.mine
+               order by n.pgt_id loop
+        several := false;
+        perform pgtrickle._refresh(id);
+    end loop;
+    if several then
+        raise exception 'must be owner of a stream table %', name using errcode = '42501',
+            hint = 'SELECT pgt_schema, pgt_name, owner FROM pgtrickle.stream_tables_info tells the owners.';
+    end if;
+end $$;
+
+-- Returns when the stream table contains everything committed before the call. One that is suspended, in status ERROR
+-- or whose table was dropped is left out with a WARNING and a row of action SKIP in the history, so that
+-- `select pgtrickle.refresh_stream_table(pgt_name) from pgtrickle.stream_tables_info` serves the others; a failure of the
+-- refresh itself is an error. Without a live sidecar it is recomputed here by difference, with a WARNING that changes
+-- are not captured.
 create or replace function pgtrickle.refresh_stream_table(name text) returns void
 language sql volatile as $$
-    select pgtrickle._refresh(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true))
+    select pgtrickle._refresh_named($1, pg_catalog.current_setting('search_path'))
 $$;
 
 create or replace function pgtrickle._set_status(id bigint, new_status text) returns void

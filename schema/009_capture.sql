@@ -262,6 +262,9 @@ declare
     next_epoch bigint;
 begin
     select * into strict s from pgtrickle.pgt_sources where source_id = id;
+    if mode = 'off' and not exists (select from pg_class c where c.oid = s.source) then
+        return;
+    end if;
     if obstacle is not null then
         raise exception 'changes of % cannot be captured by triggers: %', s.source_name, obstacle using errcode = '42501',
             hint = format('Let its owner run: SELECT pgtrickle.attach_source(%L);', s.source_name);

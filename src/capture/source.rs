@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::analyzer::facts::{Column, Relation};
+use crate::analyzer::facts::{Column, Relation, UniqueKey};
 use crate::dataflow::Binding;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::WantedAttribute;
@@ -31,6 +31,8 @@ pub enum CapturedBy {
 pub struct Triggered {
     /// `pgt_sources.source_id`: names the buffer, the function and the messages.
     pub source_id: i64,
+    /// Its replica identity would do: it is captured by triggers only for want of a slot.
+    pub from_wal: bool,
     /// Attribute and class of each field of a row's text, in order.
     pub fields: Vec<(i16, TypeClass)>,
 }
@@ -56,19 +58,26 @@ impl SourceSpec {
     /// Errors: `Unsupported` where updates and deletes could not be followed (D10).
     pub fn new(relation: &Relation, needed: &[i16]) -> Result<SourceSpec> {
         let named = || format!("{}.{}", relation.schema, relation.name);
-        let not_null_key = relation.unique_keys.iter().find(|k| k.not_null);
+        if relation.persistence == 'u' {
+            let context = format!("{} is unlogged: its changes are not in the WAL", named());
+            return Err(Error::new(ErrorKind::Unsupported, context)
+                .with_sqlstate("0A000")
+                .with_hint("run: alter table ... set logged"));
+        }
+        let sent = |k: &&UniqueKey| k.not_null && is_sent(relation, k);
+        let not_null_key = relation.unique_keys.iter().find(sent);
         let identity: Vec<i16> = match relation.replica_identity {
             'f' => not_null_key.map(|k| k.attributes.clone()).unwrap_or_default(),
             'd' => relation
                 .unique_keys
                 .iter()
-                .find(|k| k.primary)
+                .find(|k| k.primary && is_sent(relation, k))
                 .map(|k| k.attributes.clone())
                 .unwrap_or_default(),
             'i' => relation
                 .unique_keys
                 .iter()
-                .find(|k| k.is_replica_identity && k.not_null)
+                .find(|k| k.is_replica_identity && sent(k))
                 .map(|k| k.attributes.clone())
                 .unwrap_or_default(),
             _ => Vec::new(),
@@ -88,12 +97,14 @@ impl SourceSpec {
     /// The capture of `relation` by triggers: any row can be followed. Without a key, rows are held by image.
     pub fn triggered(relation: &Relation, needed: &[i16], source_id: i64) -> Result<SourceSpec> {
         let fields = relation.columns.iter().map(|c| (c.attnum, c.ty.class)).collect();
-        let captured_by = CapturedBy::Triggers(Arc::new(Triggered { source_id, fields }));
+        let published = Self::new(relation, needed);
+        let from_wal = published.is_ok();
+        let captured_by = CapturedBy::Triggers(Arc::new(Triggered { source_id, from_wal, fields }));
         // The same identity as from the WAL where that is possible: the rows in memory stay when the capture changes.
-        if let Ok(spec) = Self::new(relation, needed) {
+        if let Ok(spec) = published {
             return Ok(SourceSpec { captured_by, ..spec });
         }
-        let key = relation.unique_keys.iter().find(|k| k.not_null);
+        let key = relation.unique_keys.iter().find(|k| k.not_null && is_sent(relation, k));
         let identity = key.map(|k| k.attributes.clone()).unwrap_or_default();
         let others = needed.iter().copied().filter(|a| !identity.contains(a)).collect();
         Self::build(relation, identity, others, captured_by)
@@ -173,6 +184,12 @@ impl SourceSpec {
             }
         }
     }
+}
+
+/// Generated columns are computed, not sent.
+fn is_sent(relation: &Relation, key: &UniqueKey) -> bool {
+    let plain = |c: &Column| !matches!(c.generated, 's' | 'v');
+    key.attributes.iter().all(|a| relation.columns.iter().any(|c| c.attnum == *a && plain(c)))
 }
 
 fn held(column: &Column) -> HeldColumn {

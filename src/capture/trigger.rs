@@ -208,11 +208,22 @@ async fn has_gap(client: &Client, source_id: i64) -> Result<bool> {
     Ok(client.query_one(&sql, &[]).await.map_err(error)?.get(0))
 }
 
-/// Drops the triggers, the function and the buffer of a source.
+/// Drops the triggers, the function and the buffer of a source. A table that is gone has taken its triggers along.
 pub async fn remove(client: &Client, source_id: i64, patience: Duration) -> Result<()> {
     set(client, source_id, "off", false, patience).await?;
     client.execute("select pgtrickle._forget_capture($1)", &[&source_id]).await.map_err(error)?;
     Ok(())
+}
+
+/// Sources with triggers or buffers that are not in `needed`.
+pub async fn left_over(client: &Client, pipeline: &str, needed: &[i64]) -> Result<Vec<i64>> {
+    const SQL: &str = "select s.source_id from pgtrickle.pgt_sources s
+        where s.pipeline = $1 and s.source_id <> all ($2)
+          and (pg_catalog.to_regclass(pg_catalog.format('pgtrickle_changes.changes_%s', s.source_id)) is not null
+            or exists (select from pg_catalog.pg_trigger t where t.tgrelid = s.source
+                and t.tgname = pg_catalog.format('pgtrickle_capture_insert_%s', s.source_id)))";
+    let rows = client.query(SQL, &[&pipeline, &needed]).await.map_err(error)?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
 /// The present shape of a relation, as triggers record it.
@@ -260,7 +271,7 @@ mod tests {
             oid: 7,
             schema: "s".into(),
             name: "t".into(),
-            captured_by: CapturedBy::Triggers(Arc::new(Triggered { source_id: 3, fields })),
+            captured_by: CapturedBy::Triggers(Arc::new(Triggered { source_id: 3, from_wal: true, fields })),
             identity: 1,
             columns: vec![column(2, "id", TypeClass::Int4), column(4, "v", TypeClass::Int4)],
         }

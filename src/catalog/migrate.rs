@@ -50,6 +50,10 @@ pub const FILES: &[SchemaFile] = files![
     "008_status.sql",
     "009_capture.sql",
     "010_recovery.sql",
+    "011_snapshots.sql",
+    "011_snapshots_restore.sql",
+    "012_maintenance.sql",
+    "012_maintenance_restore.sql",
     "999_grants.sql",
 ];
 

@@ -31,7 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
-    /// It was kept incrementally before (it has a frontier of its own).
+    /// It was kept incrementally before and taken out (then it has a frontier of its own): its next preparation is no
+    /// first one.
     pub was_live: bool,
 }
 
@@ -252,7 +253,10 @@ pub async fn identity(client: &Client) -> Result<Identity> {
 
 /// Stores what was decided about a stream table: its effective mode and why it is not incremental.
 pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&str>) -> Result<()> {
-    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3
+    // What was recomputed so far is up to date with the pipeline only once it has joined the dataflow.
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3,
+            status = case when refresh_mode = 'FULL' and $2 = 'DIFFERENTIAL' and status = 'ACTIVE' then 'INITIALIZING'
+                else status end
         where pgt_id = $1 and (refresh_mode, refresh_reason) is distinct from ($2, $3)";
     client.execute(SQL, &[&view, &mode, &reason]).await.map_err(error)?;
     Ok(())
@@ -268,7 +272,9 @@ pub async fn fail(
     frontier: Option<u64>,
 ) -> Result<bool> {
     const SQL: &str =
-        "update pgtrickle.pgt_stream_tables s set status = $2, consecutive_errors = consecutive_errors + 1,
+        "update pgtrickle.pgt_stream_tables s set
+            -- Somebody's suspension stays.
+            status = case when s.status = 'SUSPENDED' then s.status else $2 end, consecutive_errors = consecutive_errors + 1,
             last_error_sqlstate = $3, last_error_message = $4, last_error_at = pg_catalog.clock_timestamp(),
             frontier = coalesce($5, s.frontier),
             data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
@@ -307,7 +313,8 @@ pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> R
 
 /// A FULL stream table was recomputed.
 pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()> {
-    const SQL: &str = "update pgtrickle.pgt_stream_tables set status = 'ACTIVE', is_populated = true,
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set
+            status = case when status = 'SUSPENDED' then status else 'ACTIVE' end, is_populated = true,
             data_timestamp = pg_catalog.now(), last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0,
             last_error_sqlstate = null, last_error_message = null, last_error_at = null where pgt_id = $1";
     client.execute(SQL, &[&view]).await.map_err(error)?;

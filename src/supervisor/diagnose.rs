@@ -185,7 +185,7 @@ async fn deliver_by_polling(control: &Client, options: &RunOptions, reason: &str
     store::set_delivery(control, &options.pipeline, "poll", Some(reason), None).await
 }
 
-async fn cdc_mode(control: &Client, options: &RunOptions) -> Result<CdcMode> {
+pub(super) async fn cdc_mode(control: &Client, options: &RunOptions) -> Result<CdcMode> {
     match options.cdc_mode {
         Some(mode) => Ok(mode),
         None => store::setting(control, "cdc_mode").await?.map_or(Ok(CdcMode::Auto), |text| text.parse()),

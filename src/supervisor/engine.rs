@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
 use super::feed::Flight;
+use super::handover::Handover;
 use super::lease::Lease;
 use super::prepare;
 use super::sources::{Assigned, Feed, Sources};
@@ -92,6 +93,7 @@ pub(super) struct Engine {
     pub reason: String,
     /// Why changes come from buffers.
     pub delivery_reason: Option<String>,
+    pub handover: Handover,
     pub watched: Watched,
     pub announced: bool,
     /// The stream tables found at the start have joined, in one apply. Before that nothing is written and the frontier
@@ -155,6 +157,7 @@ impl Engine {
             near,
             reason: reason.to_owned(),
             delivery_reason: None,
+            handover: Handover::default(),
             watched: Watched::default(),
             announced: false,
             settled: false,
@@ -181,6 +184,7 @@ impl Engine {
         if let Some(task) = self.preparing.take() {
             task.abort();
         }
+        self.handover.abort();
         match outcome {
             Ok(()) => self.close().await,
             Err(error) => {

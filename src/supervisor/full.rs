@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::engine::Engine;
 use super::prepare::Event;
 use super::requests::Request;
@@ -88,12 +86,7 @@ impl Engine {
         let manual = !requests.is_empty();
         tokio::spawn(async move {
             let outcome = recompute(&target, id, &pipeline, generation, manual).await;
-            let answer = match &outcome {
-                Ok(_) => json!({"ok": true}),
-                Err(e) => {
-                    json!({"ok": false, "sqlstate": e.sqlstate(), "message": e.context(), "hint": e.hint()})
-                }
-            };
+            let answer = super::repair::answer(&outcome);
             if let (false, Ok(client)) = (requests.is_empty(), target.connect(Purpose::Tool).await) {
                 for (request, role) in &requests {
                     if let Err(e) = store::answer(&client, *request, &answer, role.as_deref()).await {
@@ -162,6 +155,11 @@ async fn recompute(
         const FENCE: &str = "select from pgtrickle.pgt_pipelines where pipeline = $1 and generation = $2";
         if client.query_opt(FENCE, &[&pipeline, &generation]).await.map_err(error)?.is_none() {
             return Err(Error::new(ErrorKind::LeaseHeld, "another sidecar has taken over this pipeline"));
+        }
+        const SUSPENDED: &str =
+            "select from pgtrickle.pgt_stream_tables where pgt_id = $1 and status = 'SUSPENDED'";
+        if client.query_opt(SUSPENDED, &[&view]).await.map_err(error)?.is_some() {
+            return Err(Error::new(ErrorKind::Contention, "the stream table was suspended meanwhile"));
         }
         let call = owned::statement(&client, Function::Recompute, view).await?;
         let row = client.query_one(&call, &[]).await.map_err(error)?;

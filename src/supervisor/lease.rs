@@ -12,6 +12,7 @@ use crate::replication::PipelineNames;
 pub const LEASE_CLASS: i32 = 1_346_852_939;
 
 /// The pipeline is ours as long as the session that took the lock lives.
+#[derive(Clone)]
 pub struct Lease {
     pub identity: Identity,
     pub names: PipelineNames,

@@ -78,7 +78,7 @@ async fn captured(
 }
 
 /// Capture modes that stream tables over a source ask for.
-async fn requested(client: &Client, source: u32) -> Result<Vec<String>> {
+pub async fn requested(client: &Client, source: u32) -> Result<Vec<String>> {
     const SQL: &str = "select distinct s.requested_cdc_mode from pgtrickle.pgt_dependencies d
         join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
         where d.source::pg_catalog.oid = $1 and s.requested_cdc_mode is not null";

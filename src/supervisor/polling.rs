@@ -22,6 +22,7 @@ impl Engine {
             // buffers are read once everything is loaded.
             Stream::Poll(polling) => {
                 !polling.outstanding
+                    && self.handover.cut.is_none()
                     && room
                     && (self.settled || self.watched.known && self.preparing.is_none())
             }
@@ -95,6 +96,9 @@ impl Engine {
         self.received = self.received.max(polled.position);
         self.server_time = Some(polled.time);
         self.near = self.near.max(polled.snapshot.xmax);
+        if self.handover.wants_cut() {
+            self.handover.cut = Some(polled.snapshot.clone());
+        }
         if !polled.consumed.is_empty() {
             self.polled = Some(polled);
         }

@@ -107,6 +107,11 @@ impl Sources {
         self.by_oid.get(&oid).map(|s| &s.layout)
     }
 
+    /// The layouts of all sources.
+    pub fn layouts(&self) -> Vec<SourceSpec> {
+        self.by_oid.values().map(|s| s.layout.clone()).collect()
+    }
+
     /// Everything held: relation and attributes.
     pub fn held(&self) -> Vec<(u32, Vec<i16>)> {
         let attributes = |s: &Source| s.layout.columns.iter().map(|c| c.attnum).collect();
@@ -320,6 +325,7 @@ impl Sources {
     /// From here on changes come from somewhere else: what `cut` shows was delivered already, everything else is
     /// delivered by the new way. Holds until the new way has passed `until`.
     pub fn hand_over(&mut self, cut: &Snapshot, until: u64, published: impl Fn(&mut SourceSpec)) {
+        // Called between two preparations: no instance is being loaded.
         for source in self.by_oid.values_mut() {
             published(&mut source.layout);
             for instance in source.instances.values_mut() {

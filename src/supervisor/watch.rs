@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::PgLsn;
 
 use super::engine::Engine;
+use super::load;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
 use super::validity::{self, Validity};
-use super::views::{SUSPEND_AFTER, State, View, retry_at};
+use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
 use crate::apply::history::Written;
-use crate::capture::{fingerprint, publication};
+use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Command, DataflowStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,7 @@ const FINGERPRINTS: Duration = Duration::from_secs(1);
 const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
+const TRIGGERS: Duration = Duration::from_secs(5);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -32,6 +34,7 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
     /// Forced flushes that are still due for the last request.
@@ -42,6 +45,7 @@ pub(super) struct Watched {
     pub applies: u64,
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
+    pub repairs: super::repair::Repairs,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
@@ -49,6 +53,8 @@ pub(super) struct Watched {
     pub validity: Validity,
     /// The catalog has been read.
     pub known: bool,
+    /// What a start leaves to be done once everything is right again was done.
+    pub completed: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -67,8 +73,11 @@ impl Engine {
             return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
         }
         self.look_for_requests().await?;
+        self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             self.look_at_catalog().await?;
+            self.release_suspended().await?;
+            self.begin_repairs()?;
             self.recompute_due();
             self.prepare_due()?;
         }
@@ -78,6 +87,12 @@ impl Engine {
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
             self.compare_validity().await?;
+        }
+        if self.announced && !std::mem::replace(&mut self.watched.completed, true) {
+            self.complete().await?;
+        }
+        if due(&mut self.watched.triggers, TRIGGERS) {
+            self.take_off_triggers().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -116,7 +131,7 @@ impl Engine {
         if self.watched.flushes > 0 {
             self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
-            prepare::force_flush(&self.control, &self.options.pipeline).await?;
+            load::force_flush(&self.control, &self.options.pipeline).await?;
         }
         Ok(())
     }
@@ -127,6 +142,7 @@ impl Engine {
         match request.kind.as_str() {
             "analyze" => self.analyze(request),
             "refresh" => self.refresh_requested(&request),
+            "repair" => self.repair_requested(&request),
             _ => {}
         }
     }
@@ -182,6 +198,8 @@ impl Engine {
         if (altered || resumed) && preparing {
             return Ok(()); // Seen again once it has settled: the old row is kept until then.
         }
+        // Altered while it is suspended: it stays out.
+        let again = (!row.is_suspended()).then(Instant::now);
         view.row = row;
         if suspended {
             let was_active = matches!(view.state, State::Active(_));
@@ -194,7 +212,7 @@ impl Engine {
             }
         } else if altered || resumed || dropped {
             self.remove(id)?;
-            self.set_failed(id, Some(Instant::now()));
+            self.set_failed(id, again);
         }
         Ok(())
     }
@@ -206,7 +224,7 @@ impl Engine {
     }
 
     /// Takes a view out of the dataflow, with those that read it (they are prepared again).
-    fn remove(&mut self, id: ViewId) -> Result<()> {
+    pub(super) fn remove(&mut self, id: ViewId) -> Result<()> {
         let downstream = self.views.downstream(id);
         for view in std::iter::once(id).chain(downstream.iter().copied()) {
             if self.views.installed(view).is_some() {
@@ -244,11 +262,15 @@ impl Engine {
             _ if rights::is_lost_right(&e) => None,
             // A lock ends by itself: it is waited for as long as it takes (hazard B3).
             ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
+            // So does a full disk, once somebody has made room; each attempt reads the sources, so ever more slowly.
+            _ if e.sqlstate() == Some("53100") => retry_slowly(view.row.errors),
             _ => retry_at(view.row.errors),
         };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
         view.row.status = status.to_owned();
         view.state = State::Failed { again };
+        self.tell_repaired(id, Err(&e));
+        let Some(view) = self.views.0.get(&id) else { return Ok(()) };
         let name = view.row.qualified();
         match store::fail(&self.control, id, status, &e, frontier).await? {
             true => {
@@ -323,6 +345,7 @@ impl Engine {
             deleted = drift.deleted,
             "reconciled and live"
         );
+        self.tell_repaired(id, Ok(drift));
         self.announce();
     }
 
@@ -421,10 +444,13 @@ impl Engine {
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
         if !self.stream.is_poll() && !std::mem::replace(&mut self.watched.shrunk, true) {
             let held = self.sources.held();
-            published
-                .retain(|oid| held.iter().any(|(h, _)| h == oid) && !triggered.iter().any(|(t, _)| t == oid));
+            let awaited = writers::awaited(&self.control, self.lease.names.publication()).await?;
+            let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
+            published.retain(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid));
             let kept = published;
-            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
+            // In the loop nothing waits for an application's lock.
+            self.watched.shrunk =
+                publication::shrink(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
     }

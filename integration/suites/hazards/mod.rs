@@ -2,6 +2,7 @@
 //!
 //! The table in docs/hazards.md says what each hazard is and where those come that need later parts.
 
+mod blocked;
 mod crash;
 mod images;
 mod keys;
@@ -20,16 +21,16 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::{SOON, wait_until};
 
 /// A database with a running sidecar. The sidecar ends before the database goes.
-struct Scene {
-    sidecar: Sidecar,
-    app: Client,
-    dba: Client,
-    db: TestDatabase,
+pub(super) struct Scene {
+    pub(super) sidecar: Sidecar,
+    pub(super) app: Client,
+    pub(super) dba: Client,
+    pub(super) db: TestDatabase,
 }
 
 impl Scene {
     /// Runs `setup` as the application, then starts the sidecar.
-    async fn start(server: &Server, setup: &str) -> Scene {
+    pub(super) async fn start(server: &Server, setup: &str) -> Scene {
         let db = TestDatabase::create(server).await;
         db.install();
         let (app, dba) = (db.as_app().await, db.as_dba().await);
@@ -40,30 +41,30 @@ impl Scene {
     }
 
     /// Runs statements as the application.
-    async fn run(&self, sql: &str) {
+    pub(super) async fn run(&self, sql: &str) {
         self.app.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     }
 
     /// Creates a stream table and waits until it is kept incrementally.
-    async fn create(&self, name: &str, query: &str) {
+    pub(super) async fn create(&self, name: &str, query: &str) {
         self.app.execute("select pgtrickle.create_stream_table($1, $2)", &[&name, &query]).await.unwrap();
         self.wait_status(name, "ACTIVE DIFFERENTIAL").await;
     }
 
     /// `ACTIVE DIFFERENTIAL` and the like.
-    async fn status(&self, name: &str) -> String {
+    pub(super) async fn status(&self, name: &str) -> String {
         const SQL: &str =
             "select status || ' ' || refresh_mode from pgtrickle.stream_tables_info where pgt_name = $1";
         self.dba.query_one(SQL, &[&name]).await.unwrap().get(0)
     }
 
     /// One column of `pgt_stream_tables` as text.
-    async fn column(&self, name: &str, column: &str) -> Option<String> {
+    pub(super) async fn column(&self, name: &str, column: &str) -> Option<String> {
         let sql = format!("select {column}::text from pgtrickle.pgt_stream_tables where pgt_name = $1");
         self.dba.query_one(&sql, &[&name]).await.unwrap().get(0)
     }
 
-    async fn wait_status(&self, name: &str, wanted: &str) {
+    pub(super) async fn wait_status(&self, name: &str, wanted: &str) {
         wait_until(&format!("{name} to be {wanted}"), SOON, || async {
             let status = self.status(name).await;
             let error = self.column(name, "last_error_message").await;
@@ -73,7 +74,7 @@ impl Scene {
     }
 
     /// Waits until everything committed so far is in, then compares stream tables with their queries, byte by byte.
-    async fn check(&self, names: &[&str]) {
+    pub(super) async fn check(&self, names: &[&str]) {
         self.passed().await;
         for name in names {
             let rows = self.differs(name).await;
@@ -83,7 +84,7 @@ impl Scene {
     }
 
     /// As [`Scene::check`], but gives the sidecar time to notice what is not in the stream.
-    async fn check_in_time(&self, names: &[&str]) {
+    pub(super) async fn check_in_time(&self, names: &[&str]) {
         for name in names {
             wait_until(&format!("{name} to equal its query"), SOON, || async {
                 let rows = self.differs(name).await;
@@ -96,12 +97,12 @@ impl Scene {
         self.check(names).await;
     }
 
-    async fn passed(&self) {
+    pub(super) async fn passed(&self) {
         let passed: bool = self.app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
         assert!(passed, "the frontier did not pass in time");
     }
 
-    async fn differs(&self, name: &str) -> Vec<String> {
+    pub(super) async fn differs(&self, name: &str) -> Vec<String> {
         let view = self.column(name, "query_view").await.unwrap();
         let table = self.column(name, "pgt_relid").await.unwrap();
         const COLUMNS: &str =
@@ -112,7 +113,7 @@ impl Scene {
     }
 
     /// Waits until a session of the sidecar for `purpose` waits for a lock.
-    async fn wait_blocked(&self, purpose: &str) {
+    pub(super) async fn wait_blocked(&self, purpose: &str) {
         let name = format!("pgtrickle:main:{purpose}");
         const SQL: &str = "select count(*) from pg_stat_activity
             where application_name = $1 and datname = current_database() and wait_event_type = 'Lock'";
@@ -124,12 +125,12 @@ impl Scene {
     }
 
     /// How often the sidecar has taken the pipeline over.
-    async fn generation(&self) -> i64 {
+    pub(super) async fn generation(&self) -> i64 {
         self.dba.query_one("select generation from pgtrickle.pgt_pipelines", &[]).await.unwrap().get(0)
     }
 }
 
 /// SQLSTATE of a failure; empty if there was none.
-fn sqlstate<T>(outcome: Result<T, Error>) -> String {
+pub(super) fn sqlstate<T>(outcome: Result<T, Error>) -> String {
     outcome.err().and_then(|e| e.code().map(|c| c.code().to_owned())).unwrap_or_default()
 }
