@@ -15,7 +15,7 @@ use crate::harness::wait::wait_until;
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Whether a drill demands exactly one WARNING per affected source and cause in `pgtrickle.pgt_recoveries`.
-pub const ONE_WARNING_PER_SOURCE: bool = false;
+pub const ONE_WARNING_PER_SOURCE: bool = true;
 
 /// What the sidecar must have to say about the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
