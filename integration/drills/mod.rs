@@ -20,4 +20,5 @@ mod scene;
 mod slots;
 mod standby;
 mod tools;
+mod triggers;
 mod workload;
