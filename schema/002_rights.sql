@@ -32,7 +32,8 @@ create policy pgt_owner on pgtrickle.pgt_answers for select
 -- Functions only for the installing role and (publication_sync) the sidecar's role.
 create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights', 'detach', 'attach']
+    select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
+                 '_create_capture', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.
@@ -51,6 +52,10 @@ begin
     end loop;
     execute format('grant select on pgtrickle.pgt_pipelines, pgtrickle.settings, pgtrickle.schema_files, '
                    'pgtrickle.pgt_answers to %I', role);
+    for f in select c.oid::regclass as rel from pg_class c where c.relnamespace = 'pgtrickle'::regnamespace
+                and c.relname in ('pgt_sources', 'pgt_recoveries') loop
+        execute format('grant select on %s to %I', f.rel, role);
+    end loop;
     execute format('grant usage, select on sequence pgtrickle.request_seq to %I', role);
     for f in select c.oid::regclass as rel from pg_class c
               where c.relnamespace = 'pgtrickle'::regnamespace and c.relkind = 'v' loop
@@ -98,18 +103,24 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     t text;
     s record;
+    f record;
 begin
     perform pgtrickle._require_role(role);
     perform pgtrickle._grant_rights(role);
     execute format('grant select, insert, update, delete on all tables in schema pgtrickle to %I', role);
     execute format('grant usage, select, update on all sequences in schema pgtrickle to %I', role);
     execute format('grant usage on schema pgtrickle_changes to %I', role);
-    for s in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
-                and p.proname in ('publication_sync', 'detach', 'attach') loop
-        execute format('grant execute on function %s to %I', s.sig, role);
+    for f in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
+                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach',
+                                  'attach') loop
+        execute format('grant execute on function %s to %I', f.sig, role);
+    end loop;
+    for f in select c.oid::regclass as sig from pg_class c
+              where c.relnamespace = 'pgtrickle_changes'::regnamespace and c.relkind = 'r' loop
+        execute format('grant select, delete on %s to %I', f.sig, role);
     end loop;
     execute format('revoke create on schema pgtrickle_queries from %I', role);
-    foreach t in array array['pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_answers'] loop
+    for t in select c.relname from pg_class c where c.relnamespace = 'pgtrickle'::regnamespace and c.relrowsecurity loop
         execute format('drop policy if exists pgt_sidecar on pgtrickle.%I', t);
         execute format('create policy pgt_sidecar on pgtrickle.%I to %I using (true) with check (true)', t, role);
     end loop;

@@ -6,7 +6,8 @@
 -- Value of a setting, or `otherwise`.
 create or replace function pgtrickle._setting(name text, otherwise text) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select coalesce((select s.value from pgtrickle.settings s where s.key = name), otherwise)
+    select coalesce((select s.value from pgtrickle.settings s where s.key = name),
+                    nullif(current_setting('pg_trickle.' || name, true), ''), otherwise)
 $$;
 
 -- The same for a duration; a value that is no duration is an error that names the setting.

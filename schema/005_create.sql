@@ -124,7 +124,9 @@ begin
             return;
         end if;
     end if;
-    if not pgtrickle.sidecar_alive('main') or current_setting('transaction_isolation') <> 'read committed' then
+    -- In poll delivery a request of an open transaction can't reach the sidecar.
+    if not pgtrickle.sidecar_alive('main') or current_setting('transaction_isolation') <> 'read committed'
+       or (select p.delivery = 'poll' from pgtrickle.pgt_pipelines p where p.pipeline = 'main') then
         return;
     end if;
     reply := pgtrickle._answer(

@@ -34,7 +34,9 @@ end $$;
 -- the caller may see them) still waits for its reconcile after a start.
 create or replace function pgtrickle._has_passed(target pg_lsn, pipe text) returns boolean
 language sql volatile set search_path = pg_catalog, pg_temp as $$
-    select exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target)
+    select exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target
+                     -- A frontier beyond the WAL was written in another history: the database was restored.
+                     and (pg_is_in_recovery() or p.frontier <= pg_current_wal_insert_lsn()))
        and not exists (select from pgtrickle.pgt_stream_tables s
                         where s.pipeline = pipe and s.status = 'INITIALIZING' and s.frontier is not null)
 $$;
@@ -168,6 +170,13 @@ begin
             end if;
             obstacle := '';
         end if;
+        -- Without the stream the sidecar can't be told which one; PostgreSQL recomputes it here and now.
+        if s.refresh_mode = 'FULL' and pgtrickle.sidecar_alive(s.pipeline)
+           and (select p.delivery = 'poll' from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline) then
+            perform pg_advisory_xact_lock(hashtextextended('pgtrickle recompute ' || id, 0));
+            perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'asked for');
+            return;
+        end if;
         if request is null and pgtrickle.sidecar_alive(s.pipeline) then
             request := pgtrickle._request('refresh', jsonb_build_object('pgt_id', id));
         end if;
@@ -179,7 +188,8 @@ begin
                       hint = 'SELECT * FROM pgtrickle.get_refresh_history(''' || label || ''');';
         end if;
         if s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then
-            if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline and p.frontier >= target) then
+            if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline and p.frontier >= target
+                          and p.frontier <= pg_current_wal_insert_lsn()) then
                 return;
             end if;
         end if;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::Target;
+use crate::recovery::CdcMode;
 
 mod connection;
 mod file;
@@ -71,6 +72,7 @@ pub struct Flags {
     pub pipeline: Option<String>,
     pub workers: Option<String>,
     pub memory_limit: Option<String>,
+    pub cdc_mode: Option<String>,
     pub log: Option<String>,
     pub log_format: Option<String>,
 }
@@ -102,6 +104,8 @@ pub struct Settings {
     pub workers: Sourced<usize>,
     /// Bytes that the state of all stream tables may take.
     pub memory_limit: Sourced<u64>,
+    /// `None`: as the database says (`cdc_mode` in `pgtrickle.settings`, or `pg_trickle.cdc_mode`).
+    pub cdc_mode: Option<Sourced<CdcMode>>,
 }
 
 impl fmt::Debug for Settings {
@@ -120,7 +124,8 @@ impl fmt::Debug for Settings {
 pub type Environment = BTreeMap<String, String>;
 
 /// Keys of the file.
-const KEYS: &[&str] = &["database_url", "pipeline", "workers", "memory_limit", "log", "log_format"];
+const KEYS: &[&str] =
+    &["database_url", "pipeline", "workers", "memory_limit", "cdc_mode", "log", "log_format"];
 /// Most threads of a dataflow; more than any server this runs beside has cores.
 const MOST_WORKERS: usize = 256;
 
@@ -241,9 +246,17 @@ impl Sources {
                 }
             },
         };
+        let mode = self.text(self.flags.cdc_mode.as_ref(), "cdc-mode", "PGTRICKLE_CDC_MODE", "cdc_mode");
+        let cdc_mode = match mode {
+            None => None,
+            Some(text) => match text.value.parse::<CdcMode>() {
+                Ok(mode) => Some(Sourced::new(mode, text.origin)),
+                Err(e) => return Err(text.refuse(e.context()).with_hint("use auto, wal or trigger")),
+            },
+        };
         let (config, connection) = connection::resolve(self)?;
         let target = Target::new(config, &pipeline.value);
-        Ok(Settings { target, connection, pipeline, workers, memory_limit })
+        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode })
     }
 
     /// The first of flag, variable and file that holds a value. An empty variable counts as absent.

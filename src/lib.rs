@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod pgoutput;
 pub mod plan;
 pub mod postgres;
+pub mod recovery;
 pub mod replication;
 pub mod row;
 pub mod supervisor;

@@ -17,6 +17,7 @@ const LAYERS: &[&str] = &[
     "catalog",
     "apply",
     "evaluate",
+    "recovery",
     "supervisor",
     "config",
     "cli",

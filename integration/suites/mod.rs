@@ -9,6 +9,7 @@ mod analyzer_support;
 mod bad_catalog;
 mod bad_input;
 mod bad_setup;
+mod capture;
 mod cli;
 mod crash;
 mod expressions;

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Statement};
 use super::batch::Batch;
 use super::history::{RollUp, Written};
 use super::owned::{self, Function};
+use crate::capture::poll::{self, Consumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
@@ -35,6 +36,10 @@ pub struct Progress {
     /// 64-bit ids of the transactions that are in for the first time: their effects must be visible to every snapshot
     /// before they are applied (hazard A2).
     pub xids: Vec<u64>,
+    /// Rows of change buffers that are contained; they are deleted in the same transaction.
+    pub consumed: Consumed,
+    /// End of the last transaction in it that changed any source; `None`: none did.
+    pub changed: Option<u64>,
 }
 
 /// The outcome of one apply.
@@ -84,7 +89,7 @@ impl Writer {
         let commit = format!("set local synchronous_commit = '{durable}'; commit");
         const FENCE: &str =
             "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
-                heartbeat_at = pg_catalog.clock_timestamp()
+                heartbeat_at = pg_catalog.clock_timestamp(), changed_lsn = coalesce($5, changed_lsn)
             where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
         let fence = client.prepare(FENCE).await.map_err(error)?;
         Ok(Writer {
@@ -167,7 +172,16 @@ impl Writer {
         let lsn = PgLsn::from(progress.frontier);
         let row = self
             .client
-            .query_opt(&self.fence, &[&lsn, &progress.data_time, &self.pipeline, &self.generation])
+            .query_opt(
+                &self.fence,
+                &[
+                    &lsn,
+                    &progress.data_time,
+                    &self.pipeline,
+                    &self.generation,
+                    &progress.changed.map(PgLsn::from),
+                ],
+            )
             .await
             .map_err(error)?;
         row.map(|row| row.get::<_, String>(0).parse()).transpose()
@@ -193,7 +207,8 @@ impl Writer {
         let begin = async { self.client.batch_execute(&self.begin).await.map_err(error) };
         let fence = self.fence(progress);
         let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
-        let ((), fence, written) = futures_util::future::try_join3(begin, fence, calls).await?;
+        let consume = poll::consume(&self.client, &progress.consumed);
+        let ((), fence, (), written) = futures_util::future::try_join4(begin, fence, consume, calls).await?;
         if !self.admitted(fence, progress)? {
             return Ok(None);
         }
@@ -244,6 +259,7 @@ impl Writer {
         if !self.admitted(fence, progress)? {
             return Ok(None);
         }
+        poll::consume(&self.client, &progress.consumed).await?;
         let mut applied = Applied::default();
         for (view, batch) in batches {
             self.client.batch_execute("savepoint one").await.map_err(error)?;

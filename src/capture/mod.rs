@@ -6,7 +6,10 @@
 pub mod change;
 pub mod fingerprint;
 pub mod hydrate;
+pub mod poll;
 pub mod publication;
 pub mod source;
+pub mod trigger;
 
-pub use source::{SourceLayout, SourceSpec};
+pub use source::{CapturedBy, SourceLayout, SourceSpec};
+pub use trigger::{Captured, Op};

@@ -22,6 +22,12 @@ pub async fn add_tables(client: &Client, publication: &str, wanted: &[SourceSpec
     Ok(missing.iter().map(|s| s.oid).collect())
 }
 
+/// OID of the publication: a new one means that the stream has a hole.
+pub async fn oid(client: &Client, publication: &str) -> Result<Option<u32>> {
+    const SQL: &str = "select oid from pg_catalog.pg_publication where pubname = $1";
+    Ok(client.query_opt(SQL, &[&publication]).await.map_err(error)?.map(|r| r.get(0)))
+}
+
 /// Whether there is such a publication.
 pub async fn exists(client: &Client, publication: &str) -> Result<bool> {
     const SQL: &str = "select exists (select from pg_catalog.pg_publication where pubname = $1)";

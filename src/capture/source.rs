@@ -1,6 +1,8 @@
 //! The columns of a source that the pipeline holds, in held order: identity first.
 
-use crate::analyzer::facts::{Column, Relation};
+use std::sync::Arc;
+
+use crate::analyzer::facts::{Column, Relation, UniqueKey};
 use crate::dataflow::Binding;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::WantedAttribute;
@@ -15,12 +17,33 @@ pub struct HeldColumn {
     pub class: TypeClass,
 }
 
+/// How the changes of a source are recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CapturedBy {
+    /// The publication and the WAL.
+    Wal,
+    /// Triggers that write whole rows as text (D8).
+    Triggers(Arc<Triggered>),
+}
+
+/// A source captured by triggers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Triggered {
+    /// `pgt_sources.source_id`: names the buffer, the function and the messages.
+    pub source_id: i64,
+    /// Its replica identity would do: it is captured by triggers only for want of a slot.
+    pub from_wal: bool,
+    /// Attribute and class of each field of a row's text, in order.
+    pub fields: Vec<(i16, TypeClass)>,
+}
+
 /// What to capture of one relation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceSpec {
     pub oid: u32,
     pub schema: String,
     pub name: String,
+    pub captured_by: CapturedBy,
     /// Number of leading columns that identify a row; 0: by image (REPLICA IDENTITY FULL without a key).
     pub identity: usize,
     pub columns: Vec<HeldColumn>,
@@ -35,19 +58,26 @@ impl SourceSpec {
     /// Errors: `Unsupported` where updates and deletes could not be followed (D10).
     pub fn new(relation: &Relation, needed: &[i16]) -> Result<SourceSpec> {
         let named = || format!("{}.{}", relation.schema, relation.name);
-        let not_null_key = relation.unique_keys.iter().find(|k| k.not_null);
+        if relation.persistence == 'u' {
+            let context = format!("{} is unlogged: its changes are not in the WAL", named());
+            return Err(Error::new(ErrorKind::Unsupported, context)
+                .with_sqlstate("0A000")
+                .with_hint("run: alter table ... set logged"));
+        }
+        let sent = |k: &&UniqueKey| k.not_null && is_sent(relation, k);
+        let not_null_key = relation.unique_keys.iter().find(sent);
         let identity: Vec<i16> = match relation.replica_identity {
             'f' => not_null_key.map(|k| k.attributes.clone()).unwrap_or_default(),
             'd' => relation
                 .unique_keys
                 .iter()
-                .find(|k| k.primary)
+                .find(|k| k.primary && is_sent(relation, k))
                 .map(|k| k.attributes.clone())
                 .unwrap_or_default(),
             'i' => relation
                 .unique_keys
                 .iter()
-                .find(|k| k.is_replica_identity && k.not_null)
+                .find(|k| k.is_replica_identity && sent(k))
                 .map(|k| k.attributes.clone())
                 .unwrap_or_default(),
             _ => Vec::new(),
@@ -61,6 +91,32 @@ impl SourceSpec {
             .with_hint("add a primary key, or run: alter table ... replica identity full"));
         }
         let others = needed.iter().copied().filter(|a| !identity.contains(a));
+        Self::build(relation, identity.clone(), others.collect(), CapturedBy::Wal)
+    }
+
+    /// The capture of `relation` by triggers: any row can be followed. Without a key, rows are held by image.
+    pub fn triggered(relation: &Relation, needed: &[i16], source_id: i64) -> Result<SourceSpec> {
+        let fields = relation.columns.iter().map(|c| (c.attnum, c.ty.class)).collect();
+        let published = Self::new(relation, needed);
+        let from_wal = published.is_ok();
+        let captured_by = CapturedBy::Triggers(Arc::new(Triggered { source_id, from_wal, fields }));
+        // The same identity as from the WAL where that is possible: the rows in memory stay when the capture changes.
+        if let Ok(spec) = published {
+            return Ok(SourceSpec { captured_by, ..spec });
+        }
+        let key = relation.unique_keys.iter().find(|k| k.not_null && is_sent(relation, k));
+        let identity = key.map(|k| k.attributes.clone()).unwrap_or_default();
+        let others = needed.iter().copied().filter(|a| !identity.contains(a)).collect();
+        Self::build(relation, identity, others, captured_by)
+    }
+
+    fn build(
+        relation: &Relation,
+        identity: Vec<i16>,
+        others: Vec<i16>,
+        captured_by: CapturedBy,
+    ) -> Result<SourceSpec> {
+        let named = || format!("{}.{}", relation.schema, relation.name);
         let columns = identity
             .iter()
             .copied()
@@ -76,9 +132,18 @@ impl SourceSpec {
             oid: relation.oid,
             schema: relation.schema.clone(),
             name: relation.name.clone(),
+            captured_by,
             identity: identity.len(),
             columns,
         })
+    }
+
+    /// The source's id if it is captured by triggers.
+    pub fn triggers(&self) -> Option<&Triggered> {
+        match &self.captured_by {
+            CapturedBy::Wal => None,
+            CapturedBy::Triggers(triggered) => Some(triggered),
+        }
     }
 
     pub fn qualified(&self) -> String {
@@ -106,7 +171,9 @@ impl SourceSpec {
     /// Whether the first `width` columns hold all of `other`'s.
     pub fn covers(&self, width: usize, other: &SourceSpec) -> bool {
         let held = self.columns.get(..width).unwrap_or(&self.columns);
-        self.identity == other.identity && other.columns.iter().all(|c| held.contains(c))
+        self.identity == other.identity
+            && self.captured_by == other.captured_by
+            && other.columns.iter().all(|c| held.contains(c))
     }
 
     /// Appends the columns of `other` that are missing.
@@ -117,6 +184,12 @@ impl SourceSpec {
             }
         }
     }
+}
+
+/// Generated columns are computed, not sent.
+fn is_sent(relation: &Relation, key: &UniqueKey) -> bool {
+    let plain = |c: &Column| !matches!(c.generated, 's' | 'v');
+    key.attributes.iter().all(|a| relation.columns.iter().any(|c| c.attnum == *a && plain(c)))
 }
 
 fn held(column: &Column) -> HeldColumn {

@@ -48,6 +48,8 @@ pub const FILES: &[SchemaFile] = files![
     "006_refresh.sql",
     "007_alter.sql",
     "008_status.sql",
+    "009_capture.sql",
+    "010_recovery.sql",
     "011_snapshots.sql",
     "011_snapshots_restore.sql",
     "012_maintenance.sql",

@@ -92,13 +92,18 @@ pub struct PipelineRow {
     pub system_identifier: Option<String>,
     pub timeline: Option<i32>,
     pub database_oid: Option<i64>,
+    pub database_name: Option<String>,
     pub slot_name: Option<String>,
     pub frontier: Option<u64>,
+    /// The last life received changes by polling.
+    pub polled: bool,
+    pub publication_oid: Option<u32>,
 }
 
 pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
     const SQL: &str =
-        "select install_id::text, generation, system_identifier, timeline, database_oid, slot_name, frontier
+        "select install_id::text, generation, system_identifier, timeline, database_oid, slot_name, frontier,
+            database_name, delivery = 'poll', publication_oid
         from pgtrickle.pgt_pipelines where pipeline = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(error)?.ok_or_else(|| {
         Error::new(ErrorKind::Config, format!("there is no pipeline {name} in this database"))
@@ -112,6 +117,9 @@ pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
         database_oid: row.get(4),
         slot_name: row.get(5),
         frontier: row.get::<_, Option<PgLsn>>(6).map(u64::from),
+        database_name: row.get(7),
+        polled: row.get::<_, Option<bool>>(8).unwrap_or(false),
+        publication_oid: row.get::<_, Option<i64>>(9).and_then(|oid| u32::try_from(oid).ok()),
     })
 }
 
@@ -144,6 +152,69 @@ pub async fn take_over(
 pub async fn reset_frontier(client: &Client, name: &str, frontier: u64) -> Result<()> {
     const SQL: &str = "update pgtrickle.pgt_pipelines set frontier = $2 where pipeline = $1";
     client.execute(SQL, &[&name, &PgLsn::from(frontier)]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Gives the pipeline a new install id: the stored one belongs to the original of this copy.
+pub async fn new_install(client: &Client, name: &str) -> Result<String> {
+    const SQL: &str =
+        "update pgtrickle.pgt_pipelines set install_id = pg_catalog.gen_random_uuid() where pipeline = $1
+        returning install_id::text";
+    Ok(client.query_one(SQL, &[&name]).await.map_err(error)?.get(0))
+}
+
+/// Stores how changes are delivered from now on, and the bounds that capture triggers look at.
+pub async fn set_delivery(
+    client: &Client,
+    name: &str,
+    delivery: &str,
+    reason: Option<&str>,
+    publication: Option<u32>,
+) -> Result<()> {
+    const SQL: &str =
+        "update pgtrickle.pgt_pipelines set delivery = $2, delivery_reason = $3, publication_oid = $4,
+            heartbeat_at = pg_catalog.clock_timestamp(),
+            buffer_limit = pgtrickle._setting('buffer_limit_mb', '1024')::bigint * 1048576,
+            capture_patience = pgtrickle._setting_interval('capture_patience', '1 day')
+        where pipeline = $1";
+    let publication = publication.map(i64::from);
+    client.execute(SQL, &[&name, &delivery, &reason, &publication]).await.map_err(error)?;
+    Ok(())
+}
+
+/// A setting of the database: `pgtrickle.settings`, else `pg_trickle.<name>`.
+pub async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
+    Ok(client.query_one("select pgtrickle._setting($1, null)", &[&name]).await.map_err(error)?.get(0))
+}
+
+/// Names of the tables whose changes the pipeline's incremental stream tables need.
+pub async fn captured_names(client: &Client, pipeline: &str) -> Result<Vec<String>> {
+    const SQL: &str = "select distinct d.source_name from pgtrickle.pgt_dependencies d
+        join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
+        where s.pipeline = $1 and s.refresh_mode = 'DIFFERENTIAL' and d.source_type = 'TABLE' order by 1";
+    Ok(client.query(SQL, &[&pipeline]).await.map_err(error)?.iter().map(|r| r.get(0)).collect())
+}
+
+/// What is said about an incident: once per source and cause, also in the server's log. Returns the sources that had
+/// not been told before.
+pub async fn note_recovery(
+    client: &Client,
+    pipeline: &str,
+    sources: &[String],
+    (diagnosis, cause, action): (&str, &str, &str),
+    incident: &str,
+) -> Result<Vec<String>> {
+    const SQL: &str = "select pgtrickle._note_recovery($1, $2, $3, $4, $5, $6)";
+    let row = client
+        .query_one(SQL, &[&pipeline, &sources, &diagnosis, &cause, &action, &incident])
+        .await
+        .map_err(error)?;
+    Ok(row.get(0))
+}
+
+/// All stream tables have been reconciled: what the incidents at hand had changed is known.
+pub async fn complete_recoveries(client: &Client, pipeline: &str) -> Result<()> {
+    client.execute("select pgtrickle._complete_recoveries($1)", &[&pipeline]).await.map_err(error)?;
     Ok(())
 }
 
@@ -181,7 +252,10 @@ pub async fn identity(client: &Client) -> Result<Identity> {
 
 /// Stores what was decided about a stream table: its effective mode and why it is not incremental.
 pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&str>) -> Result<()> {
-    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3
+    // What was recomputed so far is up to date with the pipeline only once it has joined the dataflow.
+    const SQL: &str = "update pgtrickle.pgt_stream_tables set refresh_mode = $2, refresh_reason = $3,
+            status = case when refresh_mode = 'FULL' and $2 = 'DIFFERENTIAL' and status = 'ACTIVE' then 'INITIALIZING'
+                else status end
         where pgt_id = $1 and (refresh_mode, refresh_reason) is distinct from ($2, $3)";
     client.execute(SQL, &[&view, &mode, &reason]).await.map_err(error)?;
     Ok(())

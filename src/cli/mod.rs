@@ -85,6 +85,10 @@ struct RunArgs {
     /// of the control group, else 75 % of the machine's memory]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<String>,
+    /// How changes are captured: auto, wal or trigger [env: PGTRICKLE_CDC_MODE] [default: cdc_mode in
+    /// pgtrickle.settings, else auto]
+    #[arg(long, value_name = "MODE")]
+    cdc_mode: Option<String>,
 }
 
 /// Runs the program: parses the command line, runs the command, prints its error.
@@ -106,6 +110,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => {
             flags.workers = args.workers.clone();
             flags.memory_limit = args.memory_limit.clone();
+            flags.cdc_mode = args.cdc_mode.clone();
             args.connection.add_to(&mut flags);
         }
         Command::Init(args) => args.connection.add_to(&mut flags),

@@ -28,6 +28,7 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         pipeline: settings.pipeline.value,
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
+        cdc_mode: settings.cdc_mode.map(|m| m.value),
     };
     crate::supervisor::run(options, shutdown).await.map_err(with_advice)?;
     Ok(ExitCode::SUCCESS)

@@ -57,6 +57,13 @@ impl Transaction {
         let misfits = self.reread.iter().map(|&(relation, _)| relation).filter(|_| !self.oversized);
         touched.iter().copied().chain(misfits)
     }
+
+    /// Whether it changed any registered relation, as far as can be told.
+    pub fn changed_any(&self) -> bool {
+        self.oversized
+            || self.dropped_messages > 0
+            || !(self.changes.is_empty() && self.touched.is_empty() && self.reread.is_empty())
+    }
 }
 
 /// Why changes of a relation are missing from a transaction.
@@ -162,7 +169,7 @@ impl Assembler {
         }
     }
 
-    /// Only messages with exactly this prefix are collected; without it all are.
+    /// Only messages whose prefix begins with this are collected; without it all are.
     pub fn with_message_prefix(mut self, prefix: &[u8]) -> Assembler {
         self.prefix = Some(prefix.into());
         self
@@ -294,7 +301,7 @@ impl Assembler {
         prefix: &[u8],
         content: &[u8],
     ) -> Result<Option<Event>> {
-        if self.prefix.as_deref().is_some_and(|wanted| wanted != prefix) {
+        if self.prefix.as_deref().is_some_and(|wanted| !prefix.starts_with(wanted)) {
             return Ok(None);
         }
         if !transactional {

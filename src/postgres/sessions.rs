@@ -31,6 +31,7 @@ pub const PINNED: &[(&str, &str)] = &[
 pub enum Purpose {
     Control,
     Apply,
+    Poll,
     Hydrate,
     Evaluate,
     Analyze,
@@ -43,6 +44,7 @@ impl Purpose {
         match self {
             Purpose::Control => "control",
             Purpose::Apply => "apply",
+            Purpose::Poll => "poll",
             Purpose::Hydrate => "hydrate",
             Purpose::Evaluate => "evaluate",
             Purpose::Analyze => "analyze",

@@ -15,20 +15,23 @@ pub struct SlotState {
     pub wal_status: Option<String>,
     pub restart: Option<u64>,
     pub confirmed: Option<u64>,
-}
-
-impl SlotState {
-    /// The server has given up WAL that the slot needs (`wal_status = lost` or no position).
-    pub fn is_lost(&self) -> bool {
-        self.wal_status.as_deref() == Some("lost") || self.confirmed.is_none() || self.restart.is_none()
-    }
+    /// 17+: why the server gave the slot up.
+    pub invalidation: Option<String>,
+    pub conflicting: bool,
+    /// It came from the primary by slot synchronization.
+    pub synced: bool,
+    pub failover: bool,
 }
 
 /// Reads a slot by name.
 pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
     const SQL: &str =
-        "select plugin::text, database::text, active_pid, wal_status, restart_lsn, confirmed_flush_lsn
-        from pg_catalog.pg_replication_slots where slot_name = $1";
+        "select plugin::text, database::text, active_pid, wal_status, restart_lsn, confirmed_flush_lsn,
+            pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
+            coalesce((pg_catalog.to_jsonb(s) ->> 'conflicting')::bool, false),
+            coalesce((pg_catalog.to_jsonb(s) ->> 'synced')::bool, false),
+            coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::bool, false)
+        from pg_catalog.pg_replication_slots s where slot_name = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(error)?;
     Ok(row.map(|row| SlotState {
         plugin: row.get(0),
@@ -37,6 +40,10 @@ pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
         wal_status: row.get(3),
         restart: row.get::<_, Option<PgLsn>>(4).map(u64::from),
         confirmed: row.get::<_, Option<PgLsn>>(5).map(u64::from),
+        invalidation: row.get(6),
+        conflicting: row.get(7),
+        synced: row.get(8),
+        failover: row.get(9),
     }))
 }
 

@@ -13,18 +13,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
 use super::feed::Flight;
+use super::handover::Handover;
 use super::lease::Lease;
 use super::prepare;
 use super::sources::{Assigned, Feed, Sources};
+use super::stream::Stream;
 use super::views::Views;
 use super::watch::Watched;
 use crate::apply::{Applied, Progress, Writer};
 use crate::capture::SourceSpec;
 use crate::capture::fingerprint::Fingerprints;
+use crate::capture::poll::Polled;
 use crate::dataflow::{Dataflow, Epoch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::{Assembler, Event as Assembled, Observed, Transaction, widen_xid};
-use crate::replication::{Session, StreamEvent};
+use crate::replication::StreamEvent;
 
 /// How often the catalog and the request sequence are looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -56,7 +59,7 @@ pub(super) struct Engine {
     pub options: RunOptions,
     pub lease: Lease,
     pub control: Client,
-    pub session: Session,
+    pub stream: Stream,
     pub writer: Option<Writer>,
     pub dataflow: Dataflow,
     pub assembler: Assembler,
@@ -67,6 +70,8 @@ pub(super) struct Engine {
     pub carry: Feed,
     pub queue: VecDeque<Queued>,
     pub queue_bytes: usize,
+    /// What the last look at the change buffers found.
+    pub polled: Option<Polled>,
     /// The next epoch to feed.
     pub epoch: Epoch,
     pub flights: VecDeque<Flight>,
@@ -86,6 +91,9 @@ pub(super) struct Engine {
     /// A recent snapshot's xmax, to widen transaction ids.
     pub near: u64,
     pub reason: String,
+    /// Why changes come from buffers.
+    pub delivery_reason: Option<String>,
+    pub handover: Handover,
     pub watched: Watched,
     pub announced: bool,
     /// The stream tables found at the start have joined, in one apply. Before that nothing is written and the frontier
@@ -93,7 +101,7 @@ pub(super) struct Engine {
     pub settled: bool,
     pub prepared_once: bool,
     /// The first layouts are registered: from then on changes can be decoded.
-    registered: bool,
+    pub registered: bool,
     skipping: bool,
 }
 
@@ -109,7 +117,7 @@ impl Engine {
         options: RunOptions,
         lease: Lease,
         control: Client,
-        session: Session,
+        stream: Stream,
         writer: Writer,
         dataflow: Dataflow,
         frontier: u64,
@@ -123,7 +131,7 @@ impl Engine {
             options,
             lease,
             control,
-            session,
+            stream,
             writer: Some(writer),
             dataflow,
             sources: Sources::default(),
@@ -132,6 +140,7 @@ impl Engine {
             carry: Feed::new(),
             queue: VecDeque::new(),
             queue_bytes: 0,
+            polled: None,
             epoch: 1,
             flights: VecDeque::new(),
             pending: None,
@@ -147,6 +156,8 @@ impl Engine {
             server_time: None,
             near,
             reason: reason.to_owned(),
+            delivery_reason: None,
+            handover: Handover::default(),
             watched: Watched::default(),
             announced: false,
             settled: false,
@@ -173,11 +184,12 @@ impl Engine {
         if let Some(task) = self.preparing.take() {
             task.abort();
         }
+        self.handover.abort();
         match outcome {
             Ok(()) => self.close().await,
             Err(error) => {
                 // A server that shuts down waits for this session for ever: let it go at once.
-                self.session.abort();
+                self.stream.abort();
                 Err(error)
             }
         }
@@ -195,33 +207,13 @@ impl Engine {
                 result = self.dataflow.next(), if !self.flights.is_empty() => self.completed(result?)?,
                 event = self.events.recv() => self.prepared(event).await?,
                 _ = ticks.tick() => self.tick().await?,
-                event = self.session.next(), if receive => {
-                    let mut event = event?;
-                    // Take what is there already before turning to anything else.
-                    for _ in 0..2_000 {
-                        self.receive(event)?;
-                        if !self.wants_input() {
-                            break;
-                        }
-                        match futures_util::FutureExt::now_or_never(self.session.next()) {
-                            Some(next) => event = next?,
-                            None => break,
-                        }
-                    }
-                }
+                arrived = self.stream.next(), if receive => self.arrived(arrived?)?,
             }
             self.pump()?;
         }
     }
 
-    /// Backpressure: what waits in memory is bounded, the rest waits in the WAL. Nothing is read before it can be
-    /// decoded.
-    fn wants_input(&self) -> bool {
-        let limit = usize::try_from(self.options.memory_limit / 8).unwrap_or(usize::MAX);
-        (self.settled || self.registered) && self.queue_bytes < limit && self.sources.held_bytes() < limit
-    }
-
-    fn receive(&mut self, event: StreamEvent) -> Result<()> {
+    pub(super) fn receive(&mut self, event: StreamEvent) -> Result<()> {
         match event {
             StreamEvent::Begin { commit_lsn, xid, commit_time } => {
                 self.skipping = commit_lsn < self.start;
@@ -251,6 +243,9 @@ impl Engine {
                 self.requested(&content);
                 Ok(())
             }
+            StreamEvent::Message { transactional: true, lsn, prefix, content } => {
+                self.assembler.message(true, lsn, prefix.as_bytes(), &content).map(drop)
+            }
             StreamEvent::Message { .. } => Ok(()),
             StreamEvent::Position { lsn, server_time: at } => {
                 if !self.assembler.in_transaction() {
@@ -271,8 +266,8 @@ impl Engine {
                 self.near = self.near.max(snapshot.xmax);
                 self.sources.snapshot(&instances, &snapshot)
             }
-            Some(prepare::Event::Loaded { instances, until, fingerprints }) => {
-                self.sources.loaded(&instances, until, &mut self.carry);
+            Some(prepare::Event::Loaded { instances, until, fingerprints, shapes }) => {
+                self.sources.loaded(&instances, until, &shapes, &mut self.carry)?;
                 self.fingerprints.extend(fingerprints);
                 Ok(())
             }
@@ -300,7 +295,7 @@ impl Engine {
         self.registered = true;
         let mut assigned = Vec::new();
         for spec in specs {
-            let place = self.sources.require(&spec);
+            let place = self.sources.require(&spec)?;
             if place.fresh {
                 let identity = place.spec.identity;
                 self.dataflow
@@ -323,7 +318,7 @@ impl Engine {
                 self.applied(done).await?;
             }
             if let Some(writer) = &mut self.writer {
-                let progress = Progress { frontier: self.frontier, data_time: None, xids: Vec::new() };
+                let progress = Progress { frontier: self.frontier, ..Progress::default() };
                 writer.apply(&progress, &[], &[], true).await?;
             }
             Ok::<(), Error>(())
@@ -334,7 +329,7 @@ impl Engine {
                 tracing::warn!("the last apply did not end in time; it is done again at the next start")
             }
         }
-        self.session.close(self.frontier, Duration::from_secs(3)).await;
+        self.stream.close(self.frontier, Duration::from_secs(3)).await;
         Ok(())
     }
 }

@@ -66,7 +66,8 @@ impl Engine {
         }
         let mut feed: Feed = std::mem::take(&mut self.carry);
         let (mut bytes, mut transactions) = (0, 0);
-        let mut progress = Progress { frontier: self.fed, data_time: None, xids: Vec::new() };
+        let mut progress = Progress { frontier: self.fed, ..Progress::default() };
+        self.feed_polled(&mut feed, &mut progress)?;
         while bytes < EPOCH_BYTES && transactions < EPOCH_TRANSACTIONS {
             let Some(Queued { transaction, xid }) = self.queue.pop_front() else { break };
             self.queue_bytes -= transaction.bytes;
@@ -75,18 +76,25 @@ impl Engine {
             progress.xids.push(xid);
             progress.frontier = transaction.end_lsn;
             progress.data_time = server_time(transaction.commit_time);
+            if transaction.changed_any() {
+                progress.changed = Some(transaction.end_lsn);
+            }
             self.sources.feed(transaction, xid, &mut feed)?;
         }
         if self.queue.is_empty() && !self.assembler.in_transaction() {
             progress.frontier = progress.frontier.max(self.received);
             progress.data_time = progress.data_time.max(self.server_time);
         }
+        if !progress.consumed.is_empty() {
+            // What is read was committed before or after the position of that look, so after every earlier frontier.
+            progress.changed = Some(progress.frontier + 1);
+        }
         self.sources.passed(progress.frontier);
         // What is prepared together joins together: at a start all stream tables move from the boundary that they
         // stored to the new one in one transaction (invariant 2).
         let installs = if self.preparing.is_none() { self.installable() } else { Vec::new() };
         self.fed = self.fed.max(progress.frontier);
-        if feed.is_empty() && transactions == 0 && installs.is_empty() {
+        if feed.is_empty() && transactions == 0 && installs.is_empty() && progress.consumed.is_empty() {
             return Ok(());
         }
         for view in &installs {
@@ -163,7 +171,9 @@ impl Engine {
         let pending = self.pending.get_or_insert_with(Pending::default);
         pending.progress.frontier = pending.progress.frontier.max(flight.progress.frontier);
         pending.progress.data_time = pending.progress.data_time.max(flight.progress.data_time);
+        pending.progress.changed = pending.progress.changed.max(flight.progress.changed);
         pending.progress.xids.extend(flight.progress.xids);
+        pending.progress.consumed.extend(flight.progress.consumed);
         pending.installs.extend(flight.installs);
         for delta in result.deltas {
             let rows = pending.deltas.entry(delta.view).or_default();
@@ -224,7 +234,7 @@ impl Engine {
         let before = self.frontier;
         self.frontier = self.frontier.max(progress.frontier);
         self.near = progress.xids.iter().copied().fold(self.near, u64::max);
-        self.session.acknowledge(self.frontier);
+        self.stream.applied(self.frontier, !progress.consumed.is_empty());
         self.watched.last_write = Some(Instant::now());
         self.watched.applies += 1;
         for id in installed {
@@ -242,6 +252,7 @@ impl Engine {
     /// Lets preparations go on once everything received before their registration is durable.
     fn open_barriers(&mut self) {
         let quiet = self.queue.is_empty()
+            && self.polled.is_none()
             && self.flights.is_empty()
             && self.pending.is_none()
             && self.applying.is_none()
@@ -261,11 +272,15 @@ impl Engine {
 
     /// Writes the frontier without any delta: on an idle database, and for those who wait for it.
     pub fn write_frontier(&mut self) {
-        let idle = self.queue.is_empty() && self.flights.is_empty() && !self.assembler.in_transaction();
+        let idle = self.queue.is_empty()
+            && self.polled.is_none()
+            && self.flights.is_empty()
+            && !self.assembler.in_transaction();
         if !self.settled || !idle || self.pending.is_some() || self.applying.is_some() {
             return;
         }
-        let progress = Progress { frontier: self.received, data_time: self.server_time, xids: Vec::new() };
+        let progress =
+            Progress { frontier: self.received, data_time: self.server_time, ..Progress::default() };
         self.fed = self.fed.max(self.received);
         self.pending = Some(Pending { progress, ..Pending::default() });
     }

@@ -12,6 +12,7 @@ use crate::replication::PipelineNames;
 pub const LEASE_CLASS: i32 = 1_346_852_939;
 
 /// The pipeline is ours as long as the session that took the lock lives.
+#[derive(Clone)]
 pub struct Lease {
     pub identity: Identity,
     pub names: PipelineNames,
@@ -20,9 +21,9 @@ pub struct Lease {
     pub before: PipelineRow,
 }
 
-/// Checks the server and takes the pipeline over on `control`.
+/// Checks the server and takes the pipeline's lock on `control`. Nothing is written yet.
 ///
-/// Errors: `ServerSetup` (standby, wal_level, encoding, a pooler), `SchemaVersion` and `Privilege` (no or another schema,
+/// Errors: `ServerSetup` (standby, version, encoding, a pooler), `SchemaVersion` and `Privilege` (no or another schema,
 /// no rights on it), `LeaseHeld` (a second sidecar).
 pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
     check_settings(control).await?;
@@ -35,9 +36,16 @@ pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
     }
     let before = store::pipeline(control, pipeline).await?;
     let names = PipelineNames::new(identity.database_oid, &before.install_id, pipeline)?;
-    let sidecar = format!("{}:{} {}", hostname(), std::process::id(), env!("CARGO_PKG_VERSION"));
-    let generation = store::take_over(control, pipeline, &identity, &names, &sidecar).await?;
-    Ok(Lease { identity, names, generation, before })
+    Ok(Lease { identity, names, generation: 0, before })
+}
+
+impl Lease {
+    /// Raises the generation, which fences off every earlier writer, and stores who we are.
+    pub async fn take_over(&mut self, control: &Client, pipeline: &str) -> Result<()> {
+        let sidecar = format!("{}:{} {}", hostname(), std::process::id(), env!("CARGO_PKG_VERSION"));
+        self.generation = store::take_over(control, pipeline, &self.identity, &self.names, &sidecar).await?;
+        Ok(())
+    }
 }
 
 /// A pooler may swallow the startup options: then nothing is pinned, and sessions may be shared as well.
@@ -63,13 +71,6 @@ fn check_server(identity: &Identity) -> Result<()> {
         return refuse(
             "the server is a standby",
             "connect to the primary, or list both hosts with target_session_attrs=read-write",
-        );
-    }
-    if identity.wal_level != "logical" {
-        let context = format!("wal_level is {}, logical is needed", identity.wal_level);
-        return refuse(
-            &context,
-            "set wal_level = logical in postgresql.conf (on managed services: logical replication) and restart the server",
         );
     }
     if !(14..=18).contains(&identity.major) {

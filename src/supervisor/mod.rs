@@ -3,17 +3,22 @@
 //! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
 //! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
 
+mod capturing;
+mod diagnose;
 mod engine;
 mod feed;
 mod full;
+mod handover;
 mod lease;
 mod obstacle;
+mod polling;
 mod prepare;
 mod repair;
 mod requests;
 mod rights;
 mod sources;
 mod start;
+mod stream;
 mod validity;
 mod views;
 mod watch;
@@ -24,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Directive, Error, ErrorKind, Result};
 use crate::postgres::sessions::Target;
+use crate::recovery::CdcMode;
 
 /// What a sidecar needs to know.
 #[derive(Clone)]
@@ -33,6 +39,8 @@ pub struct RunOptions {
     pub workers: usize,
     /// Bytes that rows and operator state may take.
     pub memory_limit: u64,
+    /// `None`: as the database's settings say.
+    pub cdc_mode: Option<CdcMode>,
 }
 
 /// How long a run must last to count as a success that resets the backoff.

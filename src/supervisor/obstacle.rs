@@ -7,23 +7,34 @@ use tokio_postgres::Client;
 
 use super::rights;
 use crate::analyzer::Analysis;
-use crate::capture::SourceSpec;
+use crate::analyzer::facts::Relation;
+use crate::capture::{SourceSpec, trigger};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;
 use crate::postgres::sessions::error;
+
+/// How the pipeline can capture at present.
+#[derive(Clone)]
+pub struct Capturing {
+    pub pipeline: String,
+    /// Changes come from buffers: every source is captured by triggers.
+    pub polled: bool,
+    pub memory_limit: u64,
+}
 
 /// What to capture for a plan; the inner error is the obstacle, with a hint for people who want DIFFERENTIAL.
 pub async fn specs(
     client: &Client,
     analysis: &Analysis,
     plan: &Plan,
-    memory_limit: u64,
+    capturing: &Capturing,
 ) -> Result<Result<Vec<SourceSpec>>> {
-    let specs = match captured(analysis, plan) {
+    let specs = match captured(client, analysis, plan, capturing).await {
         Ok(specs) => specs,
         Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(Err(e)),
         Err(e) => return Err(e),
     };
+    let memory_limit = capturing.memory_limit;
     let oids: Vec<u32> = specs.iter().map(|s| s.oid).collect();
     if let Some((reason, hint)) = rights::unreadable(client, &oids).await? {
         return Ok(Err(Error::new(ErrorKind::Privilege, reason).with_sqlstate("42501").with_hint(hint)));
@@ -35,16 +46,57 @@ pub async fn specs(
     Ok(Ok(specs))
 }
 
-fn captured(analysis: &Analysis, plan: &Plan) -> Result<Vec<SourceSpec>> {
-    plan.sources
-        .iter()
-        .map(|used| {
-            let relation = analysis.relations.iter().find(|r| r.oid == used.source);
-            let relation =
-                relation.ok_or_else(|| Error::internal("a source of the plan was not analysed"))?;
-            SourceSpec::new(relation, &used.attributes)
-        })
-        .collect()
+async fn captured(
+    client: &Client,
+    analysis: &Analysis,
+    plan: &Plan,
+    capturing: &Capturing,
+) -> Result<Vec<SourceSpec>> {
+    let mut specs = Vec::new();
+    for used in &plan.sources {
+        let relation = analysis.relations.iter().find(|r| r.oid == used.source);
+        let relation = relation.ok_or_else(|| Error::internal("a source of the plan was not analysed"))?;
+        let from_wal = SourceSpec::new(relation, &used.attributes);
+        let requested = requested(client, relation.oid).await?;
+        let wanted = capturing.polled || requested.iter().any(|m| m == "trigger");
+        let spec = match from_wal {
+            Ok(spec) if !wanted => spec,
+            Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
+            Err(e) if !capturing.polled && requested.iter().any(|m| m == "wal") => return Err(e),
+            from_wal => {
+                let ids = trigger::source_ids(client, &capturing.pipeline, &[relation.oid]).await?;
+                let id = *ids.first().ok_or_else(|| Error::internal("a source was not registered"))?;
+                if let Some(obstacle) = trigger::obstacle(client, id).await? {
+                    return Err(blocked(relation, from_wal.err(), &obstacle));
+                }
+                SourceSpec::triggered(relation, &used.attributes, id)?
+            }
+        };
+        specs.push(spec);
+    }
+    Ok(specs)
+}
+
+/// Capture modes that stream tables over a source ask for.
+pub async fn requested(client: &Client, source: u32) -> Result<Vec<String>> {
+    const SQL: &str = "select distinct s.requested_cdc_mode from pgtrickle.pgt_dependencies d
+        join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
+        where d.source::pg_catalog.oid = $1 and s.requested_cdc_mode is not null";
+    Ok(client.query(SQL, &[&source]).await.map_err(error)?.iter().map(|r| r.get(0)).collect())
+}
+
+/// Neither the WAL nor triggers.
+fn blocked(relation: &Relation, from_wal: Option<Error>, obstacle: &str) -> Error {
+    let name = format!("{}.{}", relation.schema, relation.name);
+    let attach = format!("let its owner run: select pgtrickle.attach_source('{name}')");
+    let (context, hint) = match from_wal {
+        Some(e) => (
+            format!("{}, and {obstacle}", e.context()),
+            format!("{}; or {attach}", e.hint().unwrap_or("give it a primary key")),
+        ),
+        None => (format!("changes of {name} can't be captured by triggers: {obstacle}"), attach),
+    };
+    Error::new(ErrorKind::Unsupported, context).with_sqlstate("0A000").with_hint(hint)
 }
 
 /// Whether loading would not fit: an estimate from the planner's statistics.

@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::obstacle::{self, Capturing};
 use super::sources::Assigned;
-use super::{obstacle, rights, validity};
+use super::{capturing, rights, validity};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
@@ -29,7 +30,7 @@ use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::TypeClass;
 
 /// How long a load waits for locks on its sources before it gives up for now.
-const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the preparation tells the pipeline's loop, in this order.
 pub enum Event {
@@ -47,6 +48,8 @@ pub enum Event {
         instances: Vec<InstanceId>,
         until: u64,
         fingerprints: Fingerprints,
+        /// With what columns triggers record, by relation.
+        shapes: BTreeMap<u32, i64>,
     },
     Ready(Box<Prepared>),
     /// Not incremental: recomputed by PostgreSQL.
@@ -82,7 +85,10 @@ pub struct Prepared {
 pub struct Job {
     pub target: Target,
     pub publication: String,
-    pub pipeline: String,
+    pub capturing: Capturing,
+    /// Nothing was loaded in this life before.
+    pub first: bool,
+    pub delivery_reason: Option<String>,
     pub loader: Loader,
     /// Stream tables to prepare.
     pub rows: Vec<StreamTableRow>,
@@ -90,7 +96,6 @@ pub struct Job {
     pub all: Vec<StreamTableRow>,
     pub incremental: Vec<ViewId>,
     pub reason: String,
-    pub memory_limit: u64,
     pub events: mpsc::UnboundedSender<Event>,
 }
 
@@ -181,10 +186,10 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
-    if let Some((_, lost)) = rights::lost(client, &job.pipeline, Some(row.view)).await?.pop() {
+    if let Some((_, lost)) = rights::lost(client, &job.capturing.pipeline, Some(row.view)).await?.pop() {
         return Err(lost);
     }
-    let validity = validity::read(client, &job.pipeline, Some(row.view)).await?.remove(&row.view);
+    let validity = validity::read(client, &job.capturing.pipeline, Some(row.view)).await?.remove(&row.view);
     let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
@@ -210,7 +215,7 @@ async fn plan_row(
         job.send(Event::Full { row: row.clone() })?;
         return Ok(None);
     }
-    let specs = match obstacle::specs(client, &analysis, &plan, job.memory_limit).await? {
+    let specs = match obstacle::specs(client, &analysis, &plan, &job.capturing).await? {
         Ok(specs) => specs,
         Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
         Err(obstacle) => {
@@ -288,7 +293,11 @@ async fn load(
     let mut failed = HashMap::new();
     let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    let added = publish(job, client, &specs, &mut failed).await?;
+    let (by_triggers, by_wal): (Vec<SourceSpec>, Vec<SourceSpec>) =
+        specs.into_iter().partition(|s| s.triggers().is_some());
+    let added = capturing::publish(job, client, &by_wal, &mut failed).await?;
+    let shapes = capturing::install(job, client, &by_triggers, &fresh, &mut failed).await?;
+    capturing::note(job, client, &by_wal, &by_triggers).await?;
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
     if fresh.is_empty() {
         return Ok(failed);
@@ -341,33 +350,11 @@ async fn load(
     }
     boundary.close().await?;
     let until = insert_position(client).await?;
-    force_flush(client, &job.pipeline).await?;
+    force_flush(client, &job.capturing.pipeline).await?;
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before })?;
+    job.send(Event::Loaded { instances, until, fingerprints: before, shapes })?;
     Ok(failed)
-}
-
-/// Adds the sources to the publication. One that the server refuses must not keep out the others.
-async fn publish(
-    job: &Job,
-    client: &Client,
-    specs: &[SourceSpec],
-    failed: &mut HashMap<u32, Error>,
-) -> Result<Vec<u32>> {
-    match publication::add_tables(client, &job.publication, specs).await {
-        Err(e) if e.kind() != ErrorKind::Connection => {}
-        outcome => return outcome,
-    }
-    let mut added = Vec::new();
-    for spec in specs {
-        match publication::add_tables(client, &job.publication, std::slice::from_ref(spec)).await {
-            Ok(new) => added.extend(new),
-            Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-            Err(e) => drop(failed.insert(spec.oid, e)),
-        }
-    }
-    Ok(added)
 }
 
 /// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got

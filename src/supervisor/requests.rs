@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::obstacle;
+use super::obstacle::{self, Capturing};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::verify::evaluation_sql;
 use crate::analyzer::{TreeSource, analyze};
@@ -51,15 +51,15 @@ pub async fn answer_analysis(
     client: &mut Client,
     request: &Request,
     stream_tables: &HashMap<u32, StreamTable>,
-    memory_limit: u64,
+    capturing: &Capturing,
 ) -> Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    let mut analysed = analysis(client, request, stream_tables, memory_limit).await;
+    let mut analysed = analysis(client, request, stream_tables, capturing).await;
     while analysed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
         && tokio::time::Instant::now() < deadline
     {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        analysed = analysis(client, request, stream_tables, memory_limit).await;
+        analysed = analysis(client, request, stream_tables, capturing).await;
     }
     let answer = match analysed {
         Ok(answer) => answer,
@@ -74,7 +74,7 @@ async fn analysis(
     client: &mut Client,
     request: &Request,
     stream_tables: &HashMap<u32, StreamTable>,
-    memory_limit: u64,
+    capturing: &Capturing,
 ) -> Result<Value> {
     let query =
         request.query.as_deref().ok_or_else(|| Error::internal("an analysis request without a query"))?;
@@ -92,7 +92,7 @@ async fn analysis(
     let full = |reason: &str, hint: Option<&str>| json!({"ok": true, "mode": "FULL", "reason": reason, "hint": hint, "key": null, "notices": [], "sources": sources});
     let obstacle = match (&analysis.plan, request.mode.as_deref()) {
         (Ok(_), Some("FULL")) | (Err(_), _) => None,
-        (Ok(plan), _) => obstacle::specs(client, &analysis, plan, memory_limit).await?.err(),
+        (Ok(plan), _) => obstacle::specs(client, &analysis, plan, capturing).await?.err(),
     };
     if let Some(e) = obstacle {
         return Ok(match request.mode.as_deref() {

@@ -6,20 +6,26 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::trigger::{self, Captured};
 use crate::capture::{SourceSpec, change};
 use crate::dataflow::{InstanceId, RowChange};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::{ChangeKind, Snapshot, Transaction};
+use crate::row::Row;
 
 #[derive(Default)]
 pub struct Sources {
     by_oid: BTreeMap<u32, Source>,
     last_instance: InstanceId,
     held_bytes: usize,
+    /// Proves that a message was written by a capture trigger.
+    pub token: String,
 }
 
 struct Source {
     layout: SourceSpec,
+    /// With what columns triggers record its rows, as of its boundary.
+    shape: i64,
     instances: BTreeMap<InstanceId, Instance>,
 }
 
@@ -34,6 +40,7 @@ enum Phase {
     Loading {
         snapshot: Option<Snapshot>,
         held: Vec<(u64, Vec<RowChange>)>,
+        captured: Vec<Captured>,
         unread: Vec<u64>,
     },
     CatchingUp {
@@ -58,28 +65,51 @@ pub struct Assigned {
 
 impl Sources {
     /// An instance that holds what `spec` asks for; a new one if there is none.
-    pub fn require(&mut self, spec: &SourceSpec) -> Assigned {
-        let source = self
-            .by_oid
-            .entry(spec.oid)
-            .or_insert_with(|| Source { layout: spec.clone(), instances: BTreeMap::new() });
+    ///
+    /// Errors: `Identity` if the source is captured in another way at present: a start decides for all.
+    pub fn require(&mut self, spec: &SourceSpec) -> Result<Assigned> {
+        let source = self.by_oid.entry(spec.oid).or_insert_with(|| Source {
+            layout: spec.clone(),
+            shape: 0,
+            instances: BTreeMap::new(),
+        });
+        if source.layout.captured_by != spec.captured_by {
+            let context = format!("{} is to be captured in another way", spec.qualified());
+            return Err(Error::new(ErrorKind::Identity, context));
+        }
         if let Some((id, instance)) =
             source.instances.iter().find(|(_, i)| source.layout.covers(i.width, spec))
         {
             let held = cut(&source.layout, instance.width);
-            return Assigned { instance: *id, spec: held, fresh: false };
+            return Ok(Assigned { instance: *id, spec: held, fresh: false });
         }
         source.layout.extend(spec);
         self.last_instance += 1;
         let width = source.layout.columns.len();
-        let phase = Phase::Loading { snapshot: None, held: Vec::new(), unread: Vec::new() };
+        let phase =
+            Phase::Loading { snapshot: None, held: Vec::new(), captured: Vec::new(), unread: Vec::new() };
         source.instances.insert(self.last_instance, Instance { width, phase });
-        Assigned { instance: self.last_instance, spec: source.layout.clone(), fresh: true }
+        Ok(Assigned { instance: self.last_instance, spec: source.layout.clone(), fresh: true })
+    }
+
+    /// Sources captured by triggers whose triggers are installed: relation and id.
+    pub fn triggered(&self) -> Vec<(u32, i64)> {
+        let installed = |i: &Instance| !matches!(i.phase, Phase::Loading { snapshot: None, .. });
+        self.by_oid
+            .iter()
+            .filter(|(_, s)| s.instances.values().any(installed))
+            .filter_map(|(oid, s)| Some((*oid, s.layout.triggers()?.source_id)))
+            .collect()
     }
 
     /// The layout in which changes of a relation are to be decoded.
     pub fn layout(&self, oid: u32) -> Option<&SourceSpec> {
         self.by_oid.get(&oid).map(|s| &s.layout)
+    }
+
+    /// The layouts of all sources.
+    pub fn layouts(&self) -> Vec<SourceSpec> {
+        self.by_oid.values().map(|s| s.layout.clone()).collect()
     }
 
     /// Everything held: relation and attributes.
@@ -136,7 +166,19 @@ impl Sources {
                 return Err(reread(&transaction, source));
             }
         }
+        let mut messages: BTreeMap<i64, Vec<Captured>> = BTreeMap::new();
+        if transaction.dropped_messages > 0 {
+            self.lost_messages(&transaction, xid)?;
+        }
         for change in transaction.changes {
+            if let ChangeKind::Message { prefix, content } = &change.kind {
+                if let Some(id) = trigger::source_of(prefix)
+                    && let Some(captured) = trigger::parse_message(content, &self.token, xid)
+                {
+                    messages.entry(id).or_default().push(captured);
+                }
+                continue;
+            }
             let Some(source) = self.by_oid.get_mut(&change.relation) else { continue };
             let (decoded, identity) = (source.layout.columns.len(), source.layout.identity);
             let last = source.instances.len();
@@ -162,6 +204,49 @@ impl Sources {
                 }
             }
         }
+        for (id, captured) in messages {
+            self.feed_captured(id, captured, feed)?;
+        }
+        Ok(())
+    }
+
+    /// Messages of an oversized transaction: sources captured by triggers can't be followed across it.
+    fn lost_messages(&mut self, transaction: &Transaction, xid: u64) -> Result<()> {
+        for source in self.by_oid.values_mut().filter(|s| s.layout.triggers().is_some()) {
+            let mut lost = false;
+            for instance in source.instances.values_mut() {
+                match &mut instance.phase {
+                    Phase::Loading { snapshot: None, unread, .. } => unread.push(xid),
+                    phase => lost |= phase.wants(xid),
+                }
+            }
+            if lost {
+                return Err(reread(transaction, source));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what triggers recorded of one source, in any number of transactions that became visible together.
+    pub fn feed_captured(&mut self, id: i64, captured: Vec<Captured>, feed: &mut Feed) -> Result<()> {
+        let of = |s: &&mut Source| s.layout.triggers().is_some_and(|t| t.source_id == id);
+        let Some(source) = self.by_oid.values_mut().find(of) else { return Ok(()) };
+        for (instance_id, instance) in &mut source.instances {
+            let wanted: Vec<Captured> =
+                captured.iter().filter(|c| instance.phase.wants(c.xid)).cloned().collect();
+            match &mut instance.phase {
+                Phase::Loading { captured, .. } => {
+                    self.held_bytes += wanted.iter().map(Captured::size).sum::<usize>();
+                    captured.extend(wanted);
+                }
+                _ => {
+                    let (width, layout) = (instance.width, &source.layout);
+                    for change in cut_changes(trigger::net(&wanted, layout, source.shape)?, width, layout) {
+                        push(feed, *instance_id, change);
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -171,7 +256,7 @@ impl Sources {
     pub fn snapshot(&mut self, instances: &[InstanceId], taken: &Snapshot) -> Result<()> {
         let mut freed = 0;
         for id in instances {
-            if let Some(Instance { phase: Phase::Loading { snapshot, held, unread }, .. }) =
+            if let Some(Instance { phase: Phase::Loading { snapshot, held, captured, unread }, .. }) =
                 self.find_mut(*id)
             {
                 if unread.iter().any(|xid| !taken.is_visible(*xid)) {
@@ -185,6 +270,11 @@ impl Sources {
                     }
                     keep
                 });
+                captured.retain(|row| {
+                    let keep = !taken.is_visible(row.xid);
+                    freed += if keep { 0 } else { row.size() };
+                    keep
+                });
                 *snapshot = Some(taken.clone());
             }
         }
@@ -192,21 +282,56 @@ impl Sources {
         Ok(())
     }
 
-    /// The rows are loaded: feeds what waited, and catches up until `until`.
-    pub fn loaded(&mut self, instances: &[InstanceId], until: u64, feed: &mut Feed) {
+    /// The rows are loaded: feeds what waited, and catches up until `until`. `shapes`: with what columns triggers record
+    /// rows since the boundary, by relation.
+    ///
+    /// Errors: `Identity` if rows that waited were recorded with other columns.
+    pub fn loaded(
+        &mut self,
+        instances: &[InstanceId],
+        until: u64,
+        shapes: &BTreeMap<u32, i64>,
+        feed: &mut Feed,
+    ) -> Result<()> {
         let mut freed = 0;
-        for id in instances {
-            let Some(instance) = self.find_mut(*id) else { continue };
-            let before = std::mem::replace(&mut instance.phase, Phase::Live);
-            if let Phase::Loading { snapshot: Some(snapshot), held, .. } = before {
+        for (oid, source) in &mut self.by_oid {
+            for (id, instance) in &mut source.instances {
+                if !instances.contains(id) {
+                    continue;
+                }
+                source.shape = shapes.get(oid).copied().unwrap_or(source.shape);
+                let before = std::mem::replace(&mut instance.phase, Phase::Live);
+                let Phase::Loading { snapshot: Some(snapshot), held, captured, .. } = before else {
+                    continue;
+                };
                 instance.phase = Phase::CatchingUp { snapshot, until };
                 for change in held.into_iter().flat_map(|(_, changes)| changes) {
                     freed += change::size(&change);
                     push(feed, *id, change);
                 }
+                if !captured.is_empty() {
+                    freed += captured.iter().map(Captured::size).sum::<usize>();
+                    let changes = trigger::net(&captured, &source.layout, source.shape)?;
+                    for change in cut_changes(changes, instance.width, &source.layout) {
+                        push(feed, *id, change);
+                    }
+                }
             }
         }
         self.held_bytes = self.held_bytes.saturating_sub(freed);
+        Ok(())
+    }
+
+    /// From here on changes come from somewhere else: what `cut` shows was delivered already, everything else is
+    /// delivered by the new way. Holds until the new way has passed `until`.
+    pub fn hand_over(&mut self, cut: &Snapshot, until: u64, published: impl Fn(&mut SourceSpec)) {
+        // Called between two preparations: no instance is being loaded.
+        for source in self.by_oid.values_mut() {
+            published(&mut source.layout);
+            for instance in source.instances.values_mut() {
+                instance.phase = Phase::CatchingUp { snapshot: cut.clone(), until };
+            }
+        }
     }
 
     /// Everything up to `position` has been fed.
@@ -235,6 +360,20 @@ fn cut(layout: &SourceSpec, width: usize) -> SourceSpec {
     let mut spec = layout.clone();
     spec.columns.truncate(width);
     spec
+}
+
+/// The changes as an instance of `width` columns holds them.
+fn cut_changes(changes: Vec<RowChange>, width: usize, layout: &SourceSpec) -> Vec<RowChange> {
+    if width == layout.columns.len() {
+        return changes;
+    }
+    let short = |row: Row| Row::from_datums(row.iter().take(width));
+    let change = |c: RowChange| match c {
+        RowChange::Insert(row) => RowChange::Insert(short(row)),
+        RowChange::Delete(row) => RowChange::Delete(short(row)),
+        other => other,
+    };
+    changes.into_iter().map(change).collect()
 }
 
 fn push(feed: &mut Feed, instance: InstanceId, change: RowChange) {
@@ -270,9 +409,9 @@ fn reread(transaction: &Transaction, source: &Source) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::source::HeldColumn;
+    use crate::capture::source::{CapturedBy, HeldColumn};
     use crate::pgoutput::Change;
-    use crate::row::{Datum, Row, TypeClass};
+    use crate::row::{Datum, TypeClass};
 
     fn spec() -> SourceSpec {
         let column = |attnum, name: &str| HeldColumn {
@@ -282,7 +421,8 @@ mod tests {
             class: TypeClass::Int4,
         };
         let columns = vec![column(1, "id"), column(2, "v")];
-        SourceSpec { oid: 7, schema: "s".into(), name: "t".into(), identity: 1, columns }
+        let captured_by = CapturedBy::Wal;
+        SourceSpec { oid: 7, schema: "s".into(), name: "t".into(), captured_by, identity: 1, columns }
     }
 
     fn insert(id: i64) -> Transaction {
@@ -298,7 +438,7 @@ mod tests {
     #[test]
     fn a_change_is_fed_only_if_the_snapshot_does_not_show_it() {
         let mut sources = Sources::default();
-        let instance = sources.require(&spec()).instance;
+        let instance = sources.require(&spec()).unwrap().instance;
         let mut feed = Feed::new();
         // Before, inside and after the snapshot 100:103:101.
         for xid in [99, 101, 102, 103] {
@@ -306,7 +446,7 @@ mod tests {
         }
         assert_eq!(ids(&feed), 0);
         sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).unwrap();
-        sources.loaded(&[instance], 500, &mut feed);
+        sources.loaded(&[instance], 500, &BTreeMap::new(), &mut feed).unwrap();
         // 101 was in progress, 103 began later.
         assert_eq!(ids(&feed), 2);
         assert_eq!(sources.held_bytes(), 0);
@@ -323,7 +463,7 @@ mod tests {
     fn what_can_not_be_followed_before_the_snapshot_is_known_is_decided_by_it() {
         for (xid, fine) in [(99, true), (101, false)] {
             let mut sources = Sources::default();
-            let instance = sources.require(&spec()).instance;
+            let instance = sources.require(&spec()).unwrap().instance;
             let lost = Transaction { oversized: true, touched: vec![7], ..Transaction::default() };
             sources.feed(lost, xid, &mut Feed::new()).unwrap();
             assert_eq!(sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).is_ok(), fine);
@@ -333,11 +473,11 @@ mod tests {
     #[test]
     fn a_need_that_is_met_shares_the_instance_and_a_wider_one_gets_its_own() {
         let mut sources = Sources::default();
-        let first = sources.require(&spec());
-        assert!(first.fresh && !sources.require(&spec()).fresh);
+        let first = sources.require(&spec()).unwrap();
+        assert!(first.fresh && !sources.require(&spec()).unwrap().fresh);
         let mut wider = spec();
         wider.columns.push(HeldColumn { attnum: 3, name: "w".into(), type_oid: 25, class: TypeClass::Text });
-        let second = sources.require(&wider);
+        let second = sources.require(&wider).unwrap();
         assert!(second.fresh && second.instance != first.instance);
         assert_eq!(sources.layout(7).map(|l| l.columns.len()), Some(3));
         assert_eq!(sources.release(first.instance), None);

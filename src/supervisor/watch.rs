@@ -23,6 +23,7 @@ const FINGERPRINTS: Duration = Duration::from_secs(1);
 const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
+const TRIGGERS: Duration = Duration::from_secs(5);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -32,6 +33,7 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
     /// Forced flushes that are still due for the last request.
@@ -50,6 +52,8 @@ pub(super) struct Watched {
     pub validity: Validity,
     /// The catalog has been read.
     pub known: bool,
+    /// What a start leaves to be done once everything is right again was done.
+    pub completed: bool,
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -64,10 +68,11 @@ fn due(last: &mut Option<Instant>, every: Duration) -> bool {
 impl Engine {
     /// One turn of the clock.
     pub async fn tick(&mut self) -> Result<()> {
-        if self.session.is_silent() {
+        if self.stream.is_silent() {
             return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
         }
         self.look_for_requests().await?;
+        self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             self.look_at_catalog().await?;
             self.release_suspended().await?;
@@ -81,6 +86,12 @@ impl Engine {
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
             self.compare_validity().await?;
+        }
+        if self.announced && !std::mem::replace(&mut self.watched.completed, true) {
+            self.complete().await?;
+        }
+        if due(&mut self.watched.triggers, TRIGGERS) {
+            self.take_off_triggers().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -112,6 +123,9 @@ impl Engine {
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
         if self.watched.requests.replace(last) != Some(last) {
             self.watched.flushes = 2;
+            if let Some(polling) = self.stream.polling() {
+                polling.hurry();
+            }
         }
         if self.watched.flushes > 0 {
             self.watched.flushes -= 1;
@@ -133,13 +147,13 @@ impl Engine {
     }
 
     fn analyze(&self, request: Request) {
-        let (target, memory_limit) = (self.options.target.clone(), self.options.memory_limit);
+        let (target, capturing) = (self.options.target.clone(), self.capturing());
         let incremental = self.views.incremental();
         let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
         tokio::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
-                requests::answer_analysis(&mut client, &request, &sources, memory_limit).await
+                requests::answer_analysis(&mut client, &request, &sources, &capturing).await
             };
             if let Err(e) = answer.await {
                 // The caller decides by its timeout.
@@ -367,12 +381,13 @@ impl Engine {
         let job = prepare::Job {
             target: self.options.target.clone(),
             publication: self.lease.names.publication().to_owned(),
-            pipeline: self.options.pipeline.clone(),
+            capturing: self.capturing(),
+            first: !self.settled,
+            delivery_reason: self.delivery_reason.clone(),
             loader: self.dataflow.loader()?,
             all: self.views.all_rows(),
             incremental: self.views.incremental(),
             reason: self.reason.clone(),
-            memory_limit: self.options.memory_limit,
             events: self.events_sender.clone(),
             rows,
         };
@@ -409,11 +424,14 @@ impl Engine {
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
         let now = fingerprint::read(&self.control, &held).await?;
-        let published = publication::tables(&self.control, self.lease.names.publication()).await?;
+        self.check_triggers().await?;
+        let mut published = publication::tables(&self.control, self.lease.names.publication()).await?;
+        let triggered = self.sources.triggered();
         for (oid, _) in &held {
             let same =
                 self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
-            if !same || !published.contains(oid) {
+            let captured = published.contains(oid) || triggered.iter().any(|(t, _)| t == oid);
+            if !same || !captured {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
                 let what = if same { "is not published whole any more" } else { "changed its shape" };
                 return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
@@ -421,10 +439,11 @@ impl Engine {
         }
         self.fingerprints.extend(now);
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
-        if !std::mem::replace(&mut self.watched.shrunk, true) {
+        if !self.stream.is_poll() && !std::mem::replace(&mut self.watched.shrunk, true) {
             let held = self.sources.held();
-            let kept: Vec<u32> =
-                published.into_iter().filter(|oid| held.iter().any(|(h, _)| h == oid)).collect();
+            published
+                .retain(|oid| held.iter().any(|(h, _)| h == oid) && !triggered.iter().any(|(t, _)| t == oid));
+            let kept = published;
             publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())

@@ -5,7 +5,6 @@ use crate::harness::servers::for_each_major;
 use crate::harness::wait::{SOON, wait_until};
 
 const TABLES: &str = "
-    create unlogged table unlogged (id int primary key, v int);
     create table parted (id int primary key, v int) partition by range (id);
     create table parted_1 partition of parted for values from (0) to (100);
     create table plain (id int primary key, v int);
@@ -30,7 +29,7 @@ async fn sources_that_send_nothing_are_recomputed_with_the_reason() {
             .await
             .is_ok();
         let mut kinds = vec![
-            ("unlogged", "unlogged"), ("parted", "partitioned"), ("parted_1", "partitioned"), ("mat", "materialized"), ("secret", "row-level security"),
+            ("parted", "partitioned"), ("parted_1", "partitioned"), ("mat", "materialized"), ("secret", "row-level security"),
         ];
         if foreign {
             kinds.push(("distant", "foreign"));

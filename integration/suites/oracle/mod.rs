@@ -48,6 +48,16 @@ async fn two_workers_give_the_same_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn captured_by_triggers_the_answers_are_the_same() {
+    for_each_major(async |server| {
+        let arguments = &["--cdc-mode", "trigger"];
+        play(server, seed() + 3000, Options { arguments, ..Options::default() }).await;
+        play(server, seed() + 4000, Options { arguments, fixed: true, ..Options::default() }).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tricky_queries_equal_their_stream_tables_at_every_commit() {
     for_each_major(async |server| {
         play(server, seed() + 2000, Options { fixed: true, ..Options::default() }).await;

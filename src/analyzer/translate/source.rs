@@ -227,13 +227,6 @@ fn check_source(relation: &Relation) -> Step<()> {
     }
     match relation.persistence {
         't' => return refuse("unsupported.temporary_table", format!("{name} is a temporary table")),
-        'u' => {
-            return Err(Refusal::new(
-                "unsupported.unlogged_table",
-                format!("{name} is unlogged: its changes are not in the WAL"),
-            )
-            .hint(format!("ALTER TABLE {name} SET LOGGED")));
-        }
         _ => {}
     }
     if relation.row_security {
@@ -241,19 +234,6 @@ fn check_source(relation: &Relation) -> Step<()> {
             "unsupported.row_security",
             format!("{name} has row-level security, which the change stream does not apply"),
         );
-    }
-    let has_key = relation.unique_keys.iter().any(|k| k.is_replica_identity && k.not_null);
-    let key_is_sent = relation.unique_keys.iter().filter(|k| k.is_replica_identity).all(|k| {
-        k.attributes
-            .iter()
-            .all(|a| relation.columns.iter().any(|c| c.attnum == *a && !matches!(c.generated, 's' | 'v')))
-    });
-    if relation.replica_identity != 'f' && !(has_key && key_is_sent) {
-        return Err(Refusal::new(
-            "unsupported.replica_identity",
-            format!("{name} has no usable replica identity: its updates and deletes cannot be captured"),
-        )
-        .hint(format!("add a primary key, or ALTER TABLE {name} REPLICA IDENTITY FULL")));
     }
     Ok(())
 }

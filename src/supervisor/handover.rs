@@ -1,0 +1,260 @@
+//! The way back from change buffers to the slot, under load and without reading any source again.
+//!
+//! The slot and the publication are made while triggers capture, and writers that were there before are waited for. Then
+//! one snapshot separates the two ways: what it shows was polled, everything else comes through the stream. Both sides
+//! are exact, so nothing is missed and nothing comes twice. A source that can't be published makes the pipeline start
+//! anew instead: its triggers have to change to messages under a lock.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+
+use super::diagnose;
+use super::engine::Engine;
+use super::lease::Lease;
+use super::start::open_stream;
+use super::stream::Stream;
+use super::{RunOptions, prepare};
+use crate::capture::hydrate::insert_position;
+use crate::capture::{CapturedBy, SourceSpec, publication, trigger};
+use crate::catalog::store;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pgoutput::Snapshot;
+use crate::postgres::sessions::Purpose;
+use crate::recovery::{Capture, CdcMode, StateEvent};
+use crate::replication::{Session, slot};
+
+/// How often it is tried.
+const EVERY: Duration = Duration::from_secs(5);
+/// After a failure that lasts: the attempt creates and drops a slot.
+const SLOWLY: Duration = Duration::from_secs(10);
+
+/// Where the way back stands.
+#[derive(Default)]
+pub(super) struct Handover {
+    next: Option<Instant>,
+    running: Option<JoinHandle<Result<Option<Ready>>>>,
+    ready: Option<Ready>,
+    /// The snapshot that separates polled from streamed; nothing is polled after it.
+    pub cut: Option<Snapshot>,
+    /// What was last said about why it is not possible.
+    said: Option<String>,
+}
+
+/// The slot streams, and the publication holds these sources.
+struct Ready {
+    session: Option<Session>,
+    start: u64,
+    sources: Vec<u32>,
+}
+
+impl Handover {
+    /// Whether a snapshot is wanted to hand over at.
+    pub fn wants_cut(&self) -> bool {
+        self.ready.is_some() && self.cut.is_none()
+    }
+
+    pub fn abort(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
+    }
+}
+
+impl Engine {
+    /// One step on the way back to the slot.
+    pub(super) async fn hand_over(&mut self) -> Result<()> {
+        if !self.stream.is_poll() || !self.settled {
+            return Ok(());
+        }
+        if self.handover.cut.is_some() {
+            return self.switch().await;
+        }
+        if self.handover.ready.is_some() {
+            if let Some(polling) = self.stream.polling() {
+                polling.hurry();
+            }
+            return Ok(());
+        }
+        match &mut self.handover.running {
+            Some(running) if running.is_finished() => {
+                let ended = running.await;
+                self.handover.running = None;
+                let ended =
+                    ended.map_err(|e| Error::internal("the way back to the slot failed").with_source(e))?;
+                self.made_ready(ended)
+            }
+            Some(_) => Ok(()),
+            None => self.begin().await,
+        }
+    }
+
+    /// Starts to make the slot ready when it is time and nothing else is being changed.
+    async fn begin(&mut self) -> Result<()> {
+        let due = self.handover.next.is_none_or(|at| at <= Instant::now());
+        if !due || self.preparing.is_some() {
+            return Ok(());
+        }
+        self.handover.next = Some(Instant::now() + EVERY);
+        let mode = diagnose::cdc_mode(&self.control, &self.options).await?;
+        if mode == CdcMode::Trigger {
+            return Ok(());
+        }
+        if let Some(reason) = diagnose::cannot_stream(&self.control).await? {
+            self.say(&reason);
+            return Ok(());
+        }
+        let specs = self.sources.layouts();
+        let (options, lease) = (self.options.clone(), self.lease.clone());
+        self.handover.running = Some(tokio::spawn(async move { make_ready(options, lease, specs).await }));
+        Ok(())
+    }
+
+    fn say(&mut self, reason: &str) {
+        if self.handover.said.as_deref() != Some(reason) {
+            self.handover.said = Some(reason.to_owned());
+            tracing::info!(reason, "changes stay captured by triggers");
+        }
+    }
+
+    fn made_ready(&mut self, outcome: Result<Option<Ready>>) -> Result<()> {
+        match outcome {
+            Ok(Some(ready)) if ready.session.is_some() => {
+                self.handover.ready = Some(ready);
+                Ok(())
+            }
+            // The slot is stored as the way of the next life.
+            Ok(Some(_)) => Err(Error::new(
+                ErrorKind::Identity,
+                "the slot can be used again; sources that can't be published change to messages",
+            )),
+            Ok(None) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Connection => Err(e),
+            Err(e) => {
+                self.say(e.context());
+                self.handover.next = Some(Instant::now() + SLOWLY);
+                Ok(())
+            }
+        }
+    }
+
+    /// Everything that the cut shows has been fed: from here on the stream delivers.
+    async fn switch(&mut self) -> Result<()> {
+        if self.polled.is_some() {
+            return Ok(());
+        }
+        let (Some(cut), Some(ready)) = (self.handover.cut.take(), self.handover.ready.take()) else {
+            return Ok(());
+        };
+        let mut held: Vec<u32> = self.sources.layouts().iter().map(|s| s.oid).collect();
+        held.sort_unstable();
+        let Some(session) = ready.session else { return Ok(()) };
+        if held != ready.sources || self.preparing.is_some() {
+            // A stream table came or went meanwhile: once more, with its sources.
+            session.abort();
+            self.handover.next = None;
+            return Ok(());
+        }
+        let until = insert_position(&self.control).await?;
+        prepare::force_flush(&self.control, &self.options.pipeline).await?;
+        let ids: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
+        self.sources.hand_over(&cut, until, |layout| layout.captured_by = CapturedBy::Wal);
+        self.start = ready.start;
+        self.stream = Stream::Slot(Box::new(session));
+        self.delivery_reason = None;
+        self.watched.shrunk = false;
+        diagnose::deliver_by_slot(&self.control, &self.options, &self.lease).await?;
+        for id in &ids {
+            note(&self.control, *id, Capture::Transitioning, StateEvent::HandedOver, None).await?;
+        }
+        tracing::info!(
+            slot = self.lease.names.slot(),
+            sources = ids.len(),
+            "changes come from the WAL again"
+        );
+        self.watched.triggers = None;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Once after each start, when all stream tables are right again: what incidents had changed is noted.
+    pub(super) async fn complete(&mut self) -> Result<()> {
+        store::complete_recoveries(&self.control, &self.options.pipeline).await?;
+        Ok(())
+    }
+
+    /// Takes off triggers that nothing needs: after the way back, of sources that nobody reads any more, of an earlier
+    /// life. In the loop, so that no preparation can come to rely on them meanwhile; each attempt gives way quickly.
+    pub(super) async fn take_off_triggers(&mut self) -> Result<()> {
+        if self.preparing.is_some() || !self.announced {
+            return Ok(());
+        }
+        let needed: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
+        for id in trigger::left_over(&self.control, &self.options.pipeline, &needed).await? {
+            match trigger::remove(&self.control, id, Duration::ZERO).await {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                Err(e) => tracing::debug!(error = %e, source_id = id, "capture triggers stay for now"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the state machine leads from `from`; stored.
+async fn note(
+    client: &tokio_postgres::Client,
+    source_id: i64,
+    from: Capture,
+    event: StateEvent,
+    reason: Option<&str>,
+) -> Result<()> {
+    let Some(to) = Capture::after(Some(from), event) else {
+        return Err(Error::internal(format!("a source in state {} met {event:?}", from.name())));
+    };
+    trigger::note_capture(client, source_id, to.name(), reason).await
+}
+
+/// Slot, publication, the wait for earlier writers, the streaming session. `None`: nothing to be done now.
+async fn make_ready(options: RunOptions, lease: Lease, specs: Vec<SourceSpec>) -> Result<Option<Ready>> {
+    let client = options.target.connect(Purpose::Tool).await?;
+    let ids: Vec<i64> = specs.iter().filter_map(|s| Some(s.triggers()?.source_id)).collect();
+    for id in &ids {
+        note(&client, *id, Capture::Trigger, StateEvent::WalPossible, Some("the slot is being made")).await?;
+    }
+    let outcome = slot_and_publication(&client, &options, &lease, &specs).await;
+    if let Err(e) = &outcome {
+        for id in &ids {
+            note(&client, *id, Capture::Transitioning, StateEvent::HandoverFailed, Some(e.context())).await?;
+        }
+        slot::drop_ours(&client, lease.names.slot()).await?;
+    }
+    outcome.map(Some)
+}
+
+async fn slot_and_publication(
+    client: &tokio_postgres::Client,
+    options: &RunOptions,
+    lease: &Lease,
+    specs: &[SourceSpec],
+) -> Result<Ready> {
+    slot::drop_ours(client, lease.names.slot()).await?;
+    let start = diagnose::make_slot(client, lease).await?;
+    let mut sources: Vec<u32> = specs.iter().map(|s| s.oid).collect();
+    sources.sort_unstable();
+    let mut publishable = true;
+    for spec in specs {
+        let wanted = super::obstacle::requested(client, spec.oid).await?;
+        publishable &= spec.triggers().is_none_or(|t| t.from_wal) && !wanted.iter().any(|m| m == "trigger");
+    }
+    if !publishable {
+        store::reset_frontier(client, &options.pipeline, start).await?;
+        diagnose::deliver_by_slot(client, options, lease).await?;
+        return Ok(Ready { session: None, start, sources });
+    }
+    publication::add_tables(client, lease.names.publication(), specs).await?;
+    publication::wait_for_writers(client, &sources).await?;
+    let session = open_stream(options, lease, start).await?;
+    Ok(Ready { session: Some(session), start, sources })
+}
