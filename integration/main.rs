@@ -5,5 +5,6 @@
 // Parts of the harness wait for the suite that will use them.
 #![allow(dead_code, unused_imports)]
 
+mod drills;
 mod harness;
 mod suites;

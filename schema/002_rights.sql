@@ -33,7 +33,8 @@ create policy pgt_owner on pgtrickle.pgt_answers for select
 create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
-                 '_create_capture', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach']
+                 '_renew_functions', '_create_capture', '_install_capture', '_forget_capture',
+                 'rebuild_cdc_triggers', 'detach', 'attach']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.
@@ -111,8 +112,7 @@ begin
     execute format('grant usage, select, update on all sequences in schema pgtrickle to %I', role);
     execute format('grant usage on schema pgtrickle_changes to %I', role);
     for f in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
-                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach',
-                                  'attach') loop
+                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach') loop
         execute format('grant execute on function %s to %I', f.sig, role);
     end loop;
     for f in select c.oid::regclass as sig from pg_class c

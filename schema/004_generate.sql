@@ -80,7 +80,9 @@ begin
        and (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = tg_relid) = current_user then
         return null;
     end if;
-    if current_setting('application_name') = 'pg_restore' then
+    -- pg_restore, or a script of pg_dump that psql runs: its first lines set these two.
+    if current_setting('application_name') = 'pg_restore'
+       or (current_setting('check_function_bodies') = 'off' and current_setting('row_security') = 'off') then
         return null;
     end if;
     raise exception '% on stream table %.% is refused: it always equals its query', tg_op,
@@ -126,6 +128,10 @@ end $$;
 -- without one is the last. The planner settings
 -- make every batch an index lookup per row, however few rows the planner believes the table to have. Called with
 -- two nulls it mends the row ids: the text of a value may have changed since (a renamed enum label).
+--
+-- replaced_rows: how many of the inserted found a row of their key and took its place. A new version has xmax set iff
+-- ON CONFLICT locked an older one first (heap_lock_tuple in ExecOnConflictUpdate, kept by heap_update), whoever else
+-- holds a lock; an inserted row has none. The sidecar knows how many it must be: more would be overwritten rows.
 create or replace function pgtrickle._create_apply(id bigint, rel regclass, view regclass, keys text[],
                                                     settings jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -145,7 +151,9 @@ begin
           from pg_attribute a where a.attrelid = view and a.attnum > 0 and a.attname <> all (keys);
         del := format('delete from %s t using unnest($1::%s[]) e where %s', rel, view,
                       pgtrickle._key_match(rel, 't', 'e'));
-        ins := format('insert into %s as t (%s) select %s from unnest($2::%s[]) e on conflict (%s) do %s',
+        ins := format('with w as (insert into %s as t (%s) select %s from unnest($2::%s[]) e on conflict (%s) do %s '
+                      'returning t.xmax operator(pg_catalog.<>) ''0''::pg_catalog.xid as replaced) '
+                      'select count(*), count(*) filter (where w.replaced) into inserted_rows, replaced_rows from w',
                       rel, cols, e_cols, view, k, coalesce('update set ' || upd, 'nothing'));
     else
         del := format(
@@ -158,20 +166,27 @@ begin
                   join %1$s t on t.__pgt_row_id = %4$s and row(%5$s)::text collate "C" = d.img) m
              where m.rn <= m.n))',
             rel, e_cols, view, pgtrickle._row_id('d.img'), t_cols);
-        ins := format('insert into %s (%s, __pgt_row_id) select %s, %s from unnest($2::%s[]) e', rel, cols, e_cols,
+        ins := format(E'insert into %s (%s, __pgt_row_id) select %s, %s from unnest($2::%s[]) e;\n'
+                      '        get diagnostics inserted_rows = row_count', rel, cols, e_cols,
                       pgtrickle._row_id(format('row(%s)::text', e_cols)), view);
         mend := format('update %s t set __pgt_row_id = %s where t.__pgt_row_id <> %2$s', rel,
                        pgtrickle._row_id(format('row(%s)::text', t_cols)));
     end if;
+    -- The result's type can't be replaced.
+    if exists (select from pg_proc p where p.oid = to_regprocedure(format('pgtrickle_queries.apply_%s(text[], text[])', id))
+                and cardinality(p.proallargtypes) <> 5) then
+        execute format('drop function pgtrickle_queries.apply_%s(text[], text[])', id);
+    end if;
     execute format(
         E'create or replace function pgtrickle_queries.apply_%s(deleted text[], inserted text[], '
-        'out deleted_rows bigint, out inserted_rows bigint) language plpgsql security definer\n%s'
+        'out deleted_rows bigint, out inserted_rows bigint, out replaced_rows bigint) language plpgsql security definer\n%s'
         ' set plan_cache_mode = force_generic_plan\n set enable_seqscan = off\n set enable_hashjoin = off\n'
         ' set enable_mergejoin = off\nas %L',
         id, pgtrickle._pinned(pgtrickle._image_settings(settings, view)), format(E'#variable_conflict use_column
 begin
     deleted_rows := 0;
     inserted_rows := 0;
+    replaced_rows := 0;
     set constraints all deferred;
     %s
     if $1 is null and $2 is null then
@@ -183,7 +198,6 @@ begin
     end if;
     if cardinality($2) > 0 then
         %s;
-        get diagnostics inserted_rows = row_count;
     end if;
     %s
     if $1 is not null and $2 is not null then
@@ -347,6 +361,29 @@ begin
     perform pgtrickle._create_evaluations(id, s.evaluations, s.query_settings);
     perform pgtrickle._set_guard(id, s.pgt_relid, s.user_writes);
     perform pgtrickle._grant_sidecar(id);
+end $$;
+
+-- Makes apply_<id> anew where it was made by an older version of this file. Run by init: a superuser (or a member of
+-- the owners) can do it for all; nothing of a user's is evaluated, and the owner stays the owner.
+create or replace function pgtrickle._renew_functions() returns void
+language plpgsql set search_path = pg_catalog, pg_temp set check_function_bodies = off as $$
+declare
+    s pgtrickle.pgt_stream_tables;
+begin
+    for s in select t.* from pgtrickle.pgt_stream_tables t
+               join pg_proc p on p.oid = to_regprocedure(format('pgtrickle_queries.apply_%s(text[], text[])', t.pgt_id))
+              where cardinality(p.proallargtypes) <> 5 and t.pgt_relid is not null and t.query_view is not null
+              order by t.pgt_id loop
+        begin
+            perform pgtrickle._create_apply(s.pgt_id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
+            execute format('alter function pgtrickle_queries.apply_%s(text[], text[]) owner to %I', s.pgt_id, s.owner);
+            perform pgtrickle._grant_sidecar(s.pgt_id);
+        exception when insufficient_privilege or undefined_object or undefined_table or undefined_function then
+            raise warning 'the functions of stream table %.% are of an older version: %',
+                quote_ident(s.pgt_schema), quote_ident(s.pgt_name), sqlerrm
+                using hint = format('Let its owner run: SELECT pgtrickle._create_functions(%s);', s.pgt_id);
+        end;
+    end loop;
 end $$;
 
 -- Sources of a view, found in pg_depend and through nested views, with the columns it names. A whole-row reference

@@ -87,7 +87,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     delete from pgtrickle.pgt_dependencies d where d.pgt_id = id;
     insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
-    select id, s.source, s.source_name, s.source_type, s.columns_used from pgtrickle._sources(view) s;
+    select id, case when s.source_type <> 'MATVIEW' then s.source end, s.source_name, s.source_type, s.columns_used
+      from pgtrickle._sources(view) s;
 end $$;
 
 -- Decides how the query is maintained. reason says why FULL; key is null for the row-id form. Undecided (no live
@@ -172,6 +173,10 @@ declare
     s pgtrickle.pgt_stream_tables;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    -- A restore may have come without it.
+    if to_regclass('pgtrickle.pgt_refresh_history') is null then
+        perform pgtrickle._make_history();
+    end if;
     execute format('select * from pgtrickle_queries.recompute_%s()', id) into done;
     update pgtrickle.pgt_stream_tables t
        set is_populated = true, data_timestamp = started, last_refresh_at = clock_timestamp(), updated_at = now(),

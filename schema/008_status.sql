@@ -35,7 +35,7 @@ select h.refresh_id, h.pgt_id, h.pgt_name, h.data_timestamp, h.start_time, h.end
        h.rows_inserted, h.rows_updated, h.rows_deleted, h.delta_row_count,
        case when n.mine then h.reason end as reason, h.sqlstate,
        case when n.mine then h.error_message end as error_message, h.initiated_by, h.frontier
-  from pgtrickle.pgt_refresh_history h
+  from pgtrickle.pgt_history_columns h
   join pgtrickle.stream_table_names n on n.pgt_id = h.pgt_id;
 
 -- One row per stream table. OFFLINE: incremental and up to date as of data_timestamp, but no sidecar is running.
@@ -72,7 +72,7 @@ $$;
 create or replace function pgtrickle._list_sources(id bigint)
 returns table (source_table text, source_oid bigint, source_type text, cdc_mode text, columns_used text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select d.source_name, d.source::oid::bigint, d.source_type, d.cdc_mode, array_to_string(d.columns_used, ', ')
+    select d.source_name, coalesce(d.source, to_regclass(d.source_name))::oid::bigint, d.source_type, d.cdc_mode, array_to_string(d.columns_used, ', ')
       from pgtrickle.pgt_dependencies d where d.pgt_id = id order by d.source_name
 $$;
 

@@ -1,5 +1,5 @@
 -- Always applied last: takes every function from PUBLIC and gives what the files above created to the roles that
--- had been granted before.
+-- had been granted before. Functions of stream tables that an older version made are made again.
 
 do $$
 declare
@@ -22,3 +22,5 @@ begin
         end if;
     end loop;
 end $$;
+
+select pgtrickle._renew_functions();

@@ -223,3 +223,35 @@ async fn run_refuses_a_database_that_is_not_prepared_and_a_second_sidecar() {
     })
     .await;
 }
+
+/// A machine without PostgreSQL: a mount namespace in which the usual places are empty.
+#[test]
+fn a_demo_without_any_server_says_so_when_it_may_fetch_none() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (empty, programs) = (scratch.path().join("empty"), scratch.path().join("bin"));
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::create_dir(&programs).unwrap();
+    for program in ["sh", "id"] {
+        let found = ["/usr/bin", "/bin"].map(|f| std::path::Path::new(f).join(program));
+        let found = found.iter().find(|p| p.exists()).expect("sh and id are there");
+        std::os::unix::fs::symlink(found, programs.join(program)).unwrap();
+    }
+    let hide =
+        "for place in /usr/lib/postgresql /usr/lib/postgresql[0-9]* /usr/libexec/postgresql* /usr/pgsql-* \
+                    /usr/local/pgsql* /opt/pgsql* /opt/postgresql* /home/linuxbrew/.linuxbrew/opt; do
+                    if [ -d \"$place\" ]; then mount --bind \"$1\" \"$place\" || exit 99; fi
+                done
+                export PATH=\"$2\" TMPDIR=\"$1\" HOME=\"$1\" XDG_CACHE_HOME=
+                exec \"$3\" demo --offline --seconds 1";
+    let output = Command::new("unshare")
+        .args(["--mount", "--user", "--map-root-user", "sh", "-c", hide, "sh"])
+        .args([empty.as_os_str(), programs.as_os_str()])
+        .arg(env!("CARGO_BIN_EXE_pgtrickle"))
+        .output();
+    match output {
+        Ok(output) if output.status.code() != Some(99) && !printed(&output).contains("unshare:") => {
+            expect(&output, 2, &["is not on this machine", "--offline", "hint: install PostgreSQL"]);
+        }
+        _ => eprintln!("SKIPPED: this process may not make a mount namespace of its own"),
+    }
+}

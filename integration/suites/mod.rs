@@ -12,6 +12,7 @@ mod bad_setup;
 mod capture;
 mod cli;
 mod crash;
+mod disk_full;
 mod expressions;
 mod harness;
 mod hazards;

@@ -225,8 +225,19 @@ async fn a_refresh_without_a_sidecar_recomputes_and_with_one_it_waits() {
             assert_eq!(failure(&app, refresh).await.0, "25001");
             app.batch_execute("rollback").await.unwrap();
         }
+        // A frontier beyond the WAL says nothing; one that moves on lets it return.
         dba.batch_execute("update pgtrickle.pgt_pipelines set frontier = 'FFFFFFFF/0'").await.unwrap();
-        app.batch_execute(refresh).await.unwrap();
+        assert_eq!(failure(&app, refresh).await.0, "55P03");
+        dba.batch_execute("update pgtrickle.settings set value = '60 s' where key = 'refresh_timeout'").await.unwrap();
+        let moving = async {
+            loop {
+                dba.batch_execute("update pgtrickle.pgt_pipelines set frontier = pg_current_wal_insert_lsn()").await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = moving => {}
+            refreshed = app.batch_execute(refresh) => refreshed.unwrap(),
+        }
         dba.batch_execute("select pg_advisory_unlock_all()").await.unwrap();
         wait_until("the status to show that no sidecar runs", SOON, || async {
             let status = value(&app, "select status from pgtrickle.pgt_status()").await;
@@ -266,10 +277,10 @@ async fn a_key_proven_by_the_sidecar_becomes_the_primary_key() {
         let why = "select downgrade_reason from pgtrickle.explain_refresh_mode('r')";
         assert_eq!(value(&app, why).await, "random() is volatile");
         let sidecar = database.as_sidecar().await;
-        let apply = "select deleted_rows || ',' || inserted_rows from pgtrickle_queries.apply_1";
+        let apply = "select apply_1::text from pgtrickle_queries.apply_1";
         let swap = format!("{apply}(array['(1,1)','(2,2)'], array['(1,2)','(2,1)'])");
-        assert_eq!(value(&sidecar, &swap).await, "2,2");
-        assert_eq!(value(&sidecar, &format!("{apply}(null, array['(3,)'])")).await, "0,1");
+        assert_eq!(value(&sidecar, &swap).await, "(2,2,0)");
+        assert_eq!(value(&sidecar, &format!("{apply}(null, array['(3,)'])")).await, "(0,1,1)");
         assert_eq!(failure(&sidecar, &format!("{apply}(null, array['(4,5)'])")).await.0, "23505");
         let recompute = "select recompute_1::text from pgtrickle_queries.recompute_1()";
         // All but one value (5) of the user's unique index moves: the difference is written as deletes and inserts.
@@ -277,6 +288,31 @@ async fn a_key_proven_by_the_sidecar_becomes_the_primary_key() {
         assert_eq!(value(&sidecar, recompute).await, "(0,8,0)");
         assert_eq!(value(&sidecar, recompute).await, "(0,0,0)");
         assert_eq!(value(&app, "select count(*) from (table keyed except table src) d").await, "0");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_makes_the_functions_of_an_older_version_again_for_their_owners() {
+    for_each_major(async |server| {
+        let database = installed(server).await;
+        let app = database.as_app().await;
+        app.batch_execute(
+            "create table src (id int); select pgtrickle.create_stream_table('t', 'select id from src');
+             drop function pgtrickle_queries.apply_1(text[], text[]);
+             create function pgtrickle_queries.apply_1(deleted text[], inserted text[], out deleted_rows bigint,
+                out inserted_rows bigint) language sql security definer as 'select 0::bigint, 0::bigint'",
+        )
+        .await
+        .unwrap();
+        let mut dba = database.as_dba().await;
+        dba.batch_execute("update pgtrickle.schema_files set checksum = '' where file like '004%'").await.unwrap();
+        migrate(&mut dba, &options()).await.unwrap();
+        let owner = "select proowner::regrole || ' ' || prosecdef from pg_proc where proname = 'apply_1'";
+        assert_eq!(value(&dba, owner).await, "app true");
+        let sidecar = database.as_sidecar().await;
+        let apply = "select apply_1::text from pgtrickle_queries.apply_1(null, array['(7)'])";
+        assert_eq!(value(&sidecar, apply).await, "(0,1,0)");
     })
     .await;
 }

@@ -119,7 +119,11 @@ pub async fn finish<C: GenericClient>(
 }
 
 /// Marks refreshes that a crash, a kill or a point-in-time recovery cut off. Call it under the lease.
+///
+/// The history is made anew first where a restore came without it.
 pub async fn close_interrupted(client: &Client) -> Result<u64> {
+    const MAKE: &str = "select pgtrickle._make_history() where pg_catalog.to_regclass('pgtrickle.pgt_refresh_history') is null";
+    client.execute(MAKE, &[]).await.map_err(error)?;
     const SQL: &str =
         "update pgtrickle.pgt_refresh_history set status = 'FAILED', end_time = pg_catalog.clock_timestamp(),
         error_message = 'interrupted; run again at the next start' where status = 'RUNNING'";

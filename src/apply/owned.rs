@@ -104,8 +104,13 @@ pub fn counts<const N: usize>(function: Function, view: ViewId, answer: Option<&
         *count = match numbers.next() {
             Some(Ok(number)) => number,
             _ => {
-                let context = format!("pgtrickle_queries.{}_{view} gave no row counts", function.name());
-                return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
+                let context = format!(
+                    "pgtrickle_queries.{}_{view} is of another version of pgtrickle",
+                    function.name()
+                );
+                return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000").with_hint(format!(
+                    "run `pgtrickle init` as a superuser, or let the owner run: select pgtrickle._create_functions({view})"
+                )));
             }
         };
     }
@@ -118,8 +123,9 @@ mod tests {
 
     #[test]
     fn an_answer_is_a_record_of_counts_and_no_answer_means_a_foreign_function() {
-        assert_eq!(counts::<2>(Function::Apply, 1, Some("(3,4)")).unwrap(), [3, 4]);
-        assert!(counts::<3>(Function::Recompute, 1, Some("(3,4)")).is_err());
-        assert_eq!(counts::<2>(Function::Apply, 1, None).unwrap_err().sqlstate(), Some("42501"));
+        assert_eq!(counts::<3>(Function::Apply, 1, Some("(3,4,0)")).unwrap(), [3, 4, 0]);
+        let older = counts::<3>(Function::Apply, 7, Some("(3,4)")).unwrap_err();
+        assert!(older.hint().unwrap_or_default().contains("_create_functions(7)"));
+        assert_eq!(counts::<3>(Function::Apply, 1, None).unwrap_err().sqlstate(), Some("42501"));
     }
 }

@@ -279,7 +279,7 @@ impl Writer {
                 self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
                 let split =
                     Batch { deleted: [&batch.deleted[..], &batch.inserted[..]].concat(), ..batch.clone() };
-                outcome = self.call_unchecked(*view, &split).await;
+                outcome = self.call_split(*view, batch, &split).await;
             }
             match outcome {
                 Ok((view, written)) => {
@@ -305,18 +305,19 @@ impl Writer {
 
     /// Calls the apply function in chunks and checks that it found what it should.
     async fn call(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
-        let (deleted, inserted) = self.call_rows(view, batch).await?;
-        if deleted != batch.deleted.len() as i64 {
-            return Err(Error::new(
-                ErrorKind::Apply,
-                format!("{} rows should have been deleted, {deleted} were there: the table was changed by somebody else", batch.deleted.len()),
-            )
-            .with_sqlstate("55000")
-            .with_hint("the stream table is reconciled with its query"));
-        }
-        stored(batch, inserted)?;
+        let counts = self.call_rows(view, batch).await?;
+        check(batch, batch.deleted.len(), batch.replaced, counts)?;
         let updated = batch.replaced as i64;
-        Ok((view, Written { inserted: inserted - updated, updated, deleted }))
+        Ok((view, Written { inserted: counts.inserted - updated, updated, deleted: counts.deleted }))
+    }
+
+    /// As [`Writer::call`] with everything in the way deleted first: nothing is replaced then.
+    async fn call_split(&self, view: ViewId, batch: &Batch, split: &Batch) -> Result<(ViewId, Written)> {
+        let counts = self.call_rows(view, split).await?;
+        check(batch, batch.deleted.len() + batch.replaced, 0, counts)?;
+        let updated = batch.replaced as i64;
+        let (inserted, deleted) = (counts.inserted - updated, counts.deleted - updated);
+        Ok((view, Written { inserted, updated, deleted }))
     }
 
     /// Hashes all rows of a row-id table again; the other form has nothing to mend.
@@ -326,23 +327,14 @@ impl Writer {
         self.client.query_one(statement, &[&none, &none]).await.map(drop).map_err(error)
     }
 
-    async fn call_unchecked(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
-        let (_, inserted) = self.call_rows(view, batch).await?;
-        stored(batch, inserted)?;
-        let updated = batch.replaced as i64;
-        let inserted = batch.inserted.len() as i64 - updated;
-        let deleted = (batch.deleted.len() - batch.inserted.len()) as i64;
-        Ok((view, Written { inserted, updated, deleted }))
-    }
-
-    async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<(i64, i64)> {
+    async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<Counts> {
         let Some(statement) = self.calls.get(&view) else {
             owned::statement(&self.client, Function::Apply, view).await?;
             // It is there by now; the next attempt prepares it.
             let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
             return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
         };
-        let (mut deleted, mut inserted) = (0, 0);
+        let mut counts = Counts::default();
         let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
         let calls: Vec<Call<'_>> = match small {
             true => vec![(Some(&batch.deleted), Some(&batch.inserted))],
@@ -356,21 +348,50 @@ impl Writer {
         };
         for (gone, new) in calls {
             let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
-            let [gone, new] = owned::counts(Function::Apply, view, row.get(0))?;
-            deleted += gone;
-            inserted += new;
+            let [deleted, inserted, replaced] = owned::counts(Function::Apply, view, row.get(0))?;
+            counts.deleted += deleted;
+            counts.inserted += inserted;
+            counts.replaced += replaced;
         }
-        Ok((deleted, inserted))
+        Ok(counts)
     }
 }
 
-/// A trigger or rule of a user's can drop rows without a word.
-fn stored(batch: &Batch, inserted: i64) -> Result<()> {
-    if inserted == batch.inserted.len() as i64 {
-        return Ok(());
+/// What an apply function found.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    deleted: i64,
+    inserted: i64,
+    /// How many of `inserted` took the place of a row of the same key.
+    replaced: i64,
+}
+
+/// Every row that goes or is replaced must have been there, no other may be touched, and all must be stored.
+fn check(batch: &Batch, deleted: usize, replaced: usize, found: Counts) -> Result<()> {
+    if found.deleted != deleted as i64 {
+        let context = format!(
+            "{deleted} rows should have been deleted, {} were there: the table was changed by somebody else",
+            found.deleted
+        );
+        return Err(Error::new(ErrorKind::Apply, context)
+            .with_sqlstate("55000")
+            .with_hint("the stream table is reconciled with its query"));
     }
-    let context = format!("{inserted} rows were stored instead of {}", batch.inserted.len());
-    Err(Error::new(ErrorKind::Apply, context)
-        .with_sqlstate("55000")
-        .with_hint("a trigger or rule on the stream table keeps rows out: drop it"))
+    if found.inserted != batch.inserted.len() as i64 {
+        let context = format!("{} rows were stored instead of {}", found.inserted, batch.inserted.len());
+        return Err(Error::new(ErrorKind::Apply, context)
+            .with_sqlstate("55000")
+            .with_hint("a trigger or rule on the stream table keeps rows out: drop it"));
+    }
+    // The constraint that proved the key may be gone, or rows may have been added by hand (hazards A8, A9).
+    if found.replaced != replaced as i64 {
+        let context = format!(
+            "{} rows would have been replaced instead of {replaced}: others have their key",
+            found.replaced
+        );
+        return Err(Error::new(ErrorKind::Apply, context)
+            .with_sqlstate("55000")
+            .with_hint("the stream table is planned again and reconciled with its query"));
+    }
+    Ok(())
 }

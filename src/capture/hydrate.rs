@@ -3,7 +3,7 @@
 //! Order is everything: lock the tables, only then take the snapshot, only then COPY. A snapshot taken before the locks
 //! loses whole tables to a concurrent TRUNCATE or rewrite (hazard A1). On the primary only (A13).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, pin_mut};
 use tokio_postgres::Client;
@@ -25,20 +25,36 @@ pub struct Boundary {
     pub snapshot: Snapshot,
 }
 
+/// Why there is no boundary.
+pub struct Refusal {
+    /// The source that can't be locked; the others may be read without it.
+    pub source: Option<u32>,
+    pub error: Error,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal { source: None, error }
+    }
+}
+
 impl Boundary {
-    /// Locks the sources and takes the snapshot. Retries lock timeouts for up to `patience`, giving way in between.
-    pub async fn open(client: Client, sources: &[SourceSpec], patience: Duration) -> Result<Boundary> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// Locks the sources and takes the snapshot. Retries lock timeouts until `deadline`, giving way in between.
+    pub async fn open(
+        client: Client,
+        sources: &[SourceSpec],
+        deadline: Instant,
+    ) -> Result<Boundary, Refusal> {
         loop {
             match lock(&client, sources).await {
                 Ok(snapshot) => return Ok(Boundary { client, snapshot }),
-                Err(e) => {
+                Err(refusal) => {
                     // An aborted transaction has to be ended before the next attempt; a broken session says so below.
                     let _ = client.batch_execute("rollback").await;
-                    if e.kind() != ErrorKind::Contention || tokio::time::Instant::now() > deadline {
-                        return Err(e);
+                    if refusal.error.kind() != ErrorKind::Contention || Instant::now() >= deadline {
+                        return Err(refusal);
                     }
-                    tracing::info!(reason = %e, "a source is locked; trying again");
+                    tracing::debug!(reason = %refusal.error, "a source is locked; trying again");
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
@@ -82,19 +98,24 @@ impl Boundary {
     }
 }
 
-async fn lock(client: &Client, sources: &[SourceSpec]) -> Result<Snapshot> {
+async fn lock(client: &Client, sources: &[SourceSpec]) -> Result<Snapshot, Refusal> {
     client.batch_execute("begin isolation level repeatable read read only").await.map_err(error)?;
     for source in sources {
         let sql = format!("lock table only {} in access share mode", source.qualified());
-        client.batch_execute(&sql).await.map_err(|e| explain(error(e), source))?;
+        client.batch_execute(&sql).await.map_err(|e| {
+            let error = explain(error(e), source);
+            let alone = error.kind() != ErrorKind::Connection;
+            Refusal { source: alone.then_some(source.oid), error }
+        })?;
     }
     const SNAPSHOT: &str = "select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_current_snapshot()::text";
     let row = client.query_one(SNAPSHOT, &[]).await.map_err(error)?;
     if row.get::<_, bool>(0) {
         return Err(Error::new(ErrorKind::ServerSetup, "the server is a standby")
-            .with_hint("connect to the primary: a boundary can only be taken there"));
+            .with_hint("connect to the primary: a boundary can only be taken there")
+            .into());
     }
-    row.get::<_, String>(1).parse()
+    Ok(row.get::<_, String>(1).parse()?)
 }
 
 fn explain(error: Error, source: &SourceSpec) -> Error {

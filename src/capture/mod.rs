@@ -10,6 +10,7 @@ pub mod poll;
 pub mod publication;
 pub mod source;
 pub mod trigger;
+pub mod writers;
 
 pub use source::{CapturedBy, SourceLayout, SourceSpec};
 pub use trigger::{Captured, Op};

@@ -1,6 +1,6 @@
 //! The pipeline's publication: exactly the needed tables, and the wait that makes joining it safe.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -8,18 +8,27 @@ use super::source::SourceSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::error;
 
+/// How long a change of the publication gives way to VACUUM, CREATE INDEX CONCURRENTLY and the like.
+const PATIENCE: Duration = Duration::from_secs(500);
+
 /// Makes sure that the publication exists and holds the tables `wanted` (more may be in it: tables leave it only when
-/// nothing reads them, see [`set_tables`]). Returns the tables that were added.
-pub async fn add_tables(client: &Client, publication: &str, wanted: &[SourceSpec]) -> Result<Vec<u32>> {
+/// nothing reads them, see [`set_tables`]).
+///
+/// Errors: `Contention` if a table is locked for longer than `patience` and the session's lock timeout.
+pub async fn add_tables(
+    client: &Client,
+    publication: &str,
+    wanted: &[SourceSpec],
+    patience: Duration,
+) -> Result<()> {
     let present = tables(client, publication).await?;
     let missing: Vec<&SourceSpec> = wanted.iter().filter(|s| !present.contains(&s.oid)).collect();
     if missing.is_empty() && exists(client, publication).await? {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let mut all = present;
     all.extend(missing.iter().map(|s| s.oid));
-    set_tables(client, publication, &all).await?;
-    Ok(missing.iter().map(|s| s.oid).collect())
+    change(client, publication, &all, patience).await
 }
 
 /// OID of the publication: a new one means that the stream has a hole.
@@ -48,17 +57,34 @@ pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
 /// Makes the publication hold exactly `oids`: directly where our role may (it owns publication and tables), else
 /// through `pgtrickle.publication_sync`, which the installing role owns.
 pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Result<()> {
+    change(client, publication, oids, PATIENCE).await
+}
+
+/// As [`set_tables`] for tables that may leave: does not wait for anybody's lock. False if it has to be tried again.
+pub async fn shrink(client: &Client, publication: &str, oids: &[u32]) -> Result<bool> {
+    client.batch_execute("set lock_timeout = '50ms'").await.map_err(error)?;
+    let outcome = change(client, publication, oids, Duration::ZERO).await;
+    client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
+    match outcome {
+        Err(e) if e.kind() == ErrorKind::Contention => Ok(false),
+        outcome => outcome.map(|()| true),
+    }
+}
+
+async fn change(client: &Client, publication: &str, oids: &[u32], patience: Duration) -> Result<()> {
     // A table that is no source any more (left by an earlier life) leaves by not being named; the function would refuse it.
     const SQL: &str = "select pgtrickle.publication_sync($1, array(select o::pg_catalog.regclass
         from pg_catalog.unnest($2::pg_catalog.oid[]) o where exists (select from pg_catalog.pg_class c where c.oid = o)
          and (exists (select from pgtrickle.pgt_dependencies d where d.source = o)
            or exists (select from pgtrickle.pgt_stream_tables s where s.pgt_relid = o))))";
-    let mut attempt = 0;
+    let deadline = Instant::now() + patience;
     loop {
         match client.execute(SQL, &[&publication, &oids]).await.map_err(error) {
             Ok(_) => return Ok(()),
             // ALTER PUBLICATION gives way to VACUUM, CREATE INDEX CONCURRENTLY and the like.
-            Err(e) if e.kind() == ErrorKind::Contention && attempt < 100 => attempt += 1,
+            Err(e) if e.kind() == ErrorKind::Contention && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             Err(e) if e.kind() == ErrorKind::Privilege => {
                 let state = e.sqlstate().unwrap_or("42501").to_owned();
                 return Err(Error::new(
@@ -77,36 +103,5 @@ pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Res
 pub async fn remove(client: &Client, publication: &str) -> Result<()> {
     const SQL: &str = "select pgtrickle.publication_sync($1, null)";
     client.execute(SQL, &[&publication]).await.map_err(error)?;
-    Ok(())
-}
-
-/// Waits until no transaction is left that held a write lock on one of the tables when this was called: what it wrote
-/// before the table joined the publication is never sent (D5, hazard A11). Prepared transactions count.
-pub async fn wait_for_writers(client: &Client, oids: &[u32]) -> Result<()> {
-    const HOLDERS: &str = "select distinct l.virtualtransaction, coalesce(a.pid, 0)::text || ' ' || coalesce(a.application_name, 'prepared transaction')
-        from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-        where l.locktype = 'relation' and l.relation = any($1::pg_catalog.oid[]) and l.granted
-          and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-          and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
-                         'ExclusiveLock', 'AccessExclusiveLock')";
-    const LEFT: &str = "select count(distinct virtualtransaction) from pg_catalog.pg_locks
-        where locktype = 'relation' and relation = any($1::pg_catalog.oid[]) and virtualtransaction = any($2::text[])";
-    let holders = client.query(HOLDERS, &[&oids]).await.map_err(error)?;
-    let waited: Vec<String> = holders.iter().map(|r| r.get(0)).collect();
-    let mut announced = false;
-    let mut pause = Duration::from_millis(2);
-    while !waited.is_empty() {
-        let left: i64 = client.query_one(LEFT, &[&oids, &waited]).await.map_err(error)?.get(0);
-        if left == 0 {
-            return Ok(());
-        }
-        if !announced && pause > Duration::from_millis(500) {
-            announced = true;
-            let who: Vec<String> = holders.iter().map(|r| r.get(1)).collect();
-            tracing::info!(transactions = %who.join(", "), "waiting for open transactions that write to a new source");
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
-    }
     Ok(())
 }

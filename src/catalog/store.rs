@@ -31,7 +31,8 @@ pub struct StreamTableRow {
     /// Raised by every alteration.
     pub version: i64,
     pub errors: i32,
-    /// It was kept incrementally before (it has a frontier of its own).
+    /// It was kept incrementally before and taken out (then it has a frontier of its own): its next preparation is no
+    /// first one.
     pub was_live: bool,
 }
 
@@ -321,13 +322,14 @@ pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()
 }
 
 /// Stores what a stream table reads: relations by OID (a name could not be looked up without USAGE on its schema).
+/// A materialized view is stored by name alone: a restore may make it after these rows.
 pub async fn set_dependencies(
     client: &Client,
     view: ViewId,
     sources: &[(u32, &'static str, Vec<String>)],
 ) -> Result<()> {
     const SQL: &str = "insert into pgtrickle.pgt_dependencies (pgt_id, source, source_name, source_type, columns_used)
-        select $1, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), $3, $4
+        select $1, case when $3::text <> 'MATVIEW' then c.oid end, pg_catalog.format('%I.%I', n.nspname, c.relname), $3, $4
           from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.oid = $2
         on conflict (pgt_id, source_name) do update set source = excluded.source, source_type = excluded.source_type,

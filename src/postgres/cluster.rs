@@ -37,8 +37,10 @@ pub struct ClusterOptions {
     /// Folder of the cluster: absent, empty, or made by an earlier run. A fresh one in the system's temporary folder
     /// when absent.
     pub dir: Option<PathBuf>,
-    /// Leave the folder when the cluster is dropped. A folder that held a cluster before is always left.
+    /// Leave the folder when the cluster is dropped. A folder that held a cluster before is left anyway, unless `adopt`.
     pub keep: bool,
+    /// A folder that held a cluster before (a restored copy) goes with this one.
+    pub adopt: bool,
     /// Settings beyond (and above) those for logical decoding, as `name` and value without quotes.
     pub settings: Vec<(String, String)>,
     /// Name of the superuser.
@@ -56,6 +58,7 @@ impl Default for ClusterOptions {
             port: None,
             dir: None,
             keep: false,
+            adopt: false,
             settings: Vec::new(),
             superuser: "postgres".to_owned(),
             fsync: true,
@@ -99,7 +102,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster (or takes the one in `options.dir`) and starts its server; blocks until it accepts connections.
+    /// Makes a cluster (or takes the one in `options.dir`) and starts its server; blocks until it accepts connections (a
+    /// standby and a recovery accept read-only ones).
     ///
     /// # Errors
     /// `ServerSetup` when initdb or the server fails; the message ends with the last lines of the server's log.
@@ -116,7 +120,7 @@ impl Cluster {
             None => (prepare::scratch_folder(account)?, false),
             Some(dir) => prepare::given_folder(dir, account)?,
         };
-        let disposable = !options.keep && !existed;
+        let disposable = !options.keep && (!existed || options.adopt);
         // From here on Drop and the watchdog clean up, also after an error.
         let mut cluster = Cluster {
             install: install.clone(),

@@ -14,9 +14,9 @@ use super::engine::Engine;
 use super::lease::Lease;
 use super::start::open_stream;
 use super::stream::Stream;
-use super::{RunOptions, prepare};
+use super::{RunOptions, load};
 use crate::capture::hydrate::insert_position;
-use crate::capture::{CapturedBy, SourceSpec, publication, trigger};
+use crate::capture::{CapturedBy, SourceSpec, publication, trigger, writers};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
@@ -28,6 +28,9 @@ use crate::replication::{Session, slot};
 const EVERY: Duration = Duration::from_secs(5);
 /// After a failure that lasts: the attempt creates and drops a slot.
 const SLOWLY: Duration = Duration::from_secs(10);
+
+/// How long locks and earlier writers are waited for in one attempt.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the way back stands.
 #[derive(Default)]
@@ -156,7 +159,7 @@ impl Engine {
             return Ok(());
         }
         let until = insert_position(&self.control).await?;
-        prepare::force_flush(&self.control, &self.options.pipeline).await?;
+        load::force_flush(&self.control, &self.options.pipeline).await?;
         let ids: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
         self.sources.hand_over(&cut, until, |layout| layout.captured_by = CapturedBy::Wal);
         self.start = ready.start;
@@ -253,8 +256,11 @@ async fn slot_and_publication(
         diagnose::deliver_by_slot(client, options, lease).await?;
         return Ok(Ready { session: None, start, sources });
     }
-    publication::add_tables(client, lease.names.publication(), specs).await?;
-    publication::wait_for_writers(client, &sources).await?;
+    let name = lease.names.publication();
+    publication::add_tables(client, name, specs, PATIENCE).await?;
+    if let Some((_, blocked)) = writers::wait(client, name, &sources, &[], PATIENCE).await?.pop_first() {
+        return Err(blocked);
+    }
     let session = open_stream(options, lease, start).await?;
     Ok(Ready { session: Some(session), start, sources })
 }

@@ -3,13 +3,13 @@
 //! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
 //! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
 
-mod capturing;
 mod diagnose;
 mod engine;
 mod feed;
 mod full;
 mod handover;
 mod lease;
+mod load;
 mod obstacle;
 mod polling;
 mod prepare;

@@ -6,31 +6,33 @@
 //! the stream has passed that position.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
 
+use super::load::{READERS, load};
 use super::obstacle::{self, Capturing};
 use super::sources::Assigned;
-use super::{capturing, rights, validity};
+use super::{rights, validity};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, TreeSource, analyze};
 use crate::apply::reconcile::{Bag, read_stored};
 use crate::apply::{TableForm, history};
-use crate::capture::fingerprint::{self, Fingerprints};
-use crate::capture::hydrate::{Boundary, insert_position};
-use crate::capture::{SourceSpec, publication};
+use crate::capture::fingerprint::Fingerprints;
+use crate::capture::{SourceSpec, writers};
 use crate::catalog::store::{self, StreamTableRow};
-use crate::dataflow::{Bindings, Command, InstanceId, Loader};
+use crate::dataflow::{Bindings, InstanceId, Loader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::TypeClass;
 
-/// How long a load waits for locks on its sources before it gives up for now.
-pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+/// How long locks and earlier writers are waited for; then what reads that source is left out for now, and the others
+/// go on. Shorter when all that is prepared has failed before: something new may be waiting behind it.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the preparation tells the pipeline's loop, in this order.
 pub enum Event {
@@ -99,15 +101,15 @@ pub struct Job {
     pub events: mpsc::UnboundedSender<Event>,
 }
 
-struct Candidate {
-    row: StreamTableRow,
-    plan: Plan,
+pub(super) struct Candidate {
+    pub row: StreamTableRow,
+    pub plan: Plan,
     specs: Vec<SourceSpec>,
     form: TableForm,
     validity: Option<String>,
     /// The view and the stream tables that its plan was made with.
-    view: u32,
-    sources: HashMap<u32, StreamTable>,
+    pub view: u32,
+    pub sources: HashMap<u32, StreamTable>,
 }
 
 /// Runs the job to its end.
@@ -125,12 +127,12 @@ async fn prepare(job: &Job) -> Result<()> {
     let mut client = job.target.connect(Purpose::Analyze).await?;
     let mut candidates = Vec::new();
     let mut incremental = job.incremental.clone();
-    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    client.batch_execute("set lock_timeout = '1s'").await.map_err(error)?;
+    let deadline = job.deadline();
     for row in &job.rows {
         let mut planned = plan_row(job, &mut client, row, &incremental).await;
         // The application changes a source just now.
-        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
-            && tokio::time::Instant::now() < deadline
+        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention) && Instant::now() < deadline
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
             planned = plan_row(job, &mut client, row, &incremental).await;
@@ -142,7 +144,13 @@ async fn prepare(job: &Job) -> Result<()> {
             }
             Ok(None) => {}
             Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-            Err(error) => job.send(Event::Failed { row: row.clone(), error })?,
+            Err(mut error) => {
+                if error.kind() == ErrorKind::Contention {
+                    // The analysis knows only that it waited, not for whom.
+                    error = writers::locked_source(&client, row.view, READERS).await?.unwrap_or(error);
+                }
+                job.send(Event::Failed { row: row.clone(), error })?;
+            }
         }
     }
     if candidates.is_empty() {
@@ -150,23 +158,34 @@ async fn prepare(job: &Job) -> Result<()> {
     }
     let assigned = register(job, &candidates).await?;
     let failed = load(job, &mut client, &assigned, &candidates).await?;
+    // A stream table that reads one that is left out would wait for it, and with it a start.
+    let mut left_out: BTreeMap<ViewId, Error> = BTreeMap::new();
     for candidate in candidates {
+        let view = candidate.row.view;
         let lost = candidate.specs.iter().find_map(|s| failed.get(&s.oid));
-        match lost {
+        let lost = lost.or_else(|| candidate.plan.upstreams.iter().find_map(|u| left_out.get(u)));
+        let lost = match lost {
             Some(e) => {
-                let mut error = Error::new(e.kind(), e.context());
-                if let Some(state) = e.sqlstate() {
-                    error = error.with_sqlstate(state);
-                }
-                if let Some(hint) = e.hint() {
-                    error = error.with_hint(hint);
-                }
-                job.send(Event::Failed { row: candidate.row, error })?;
+                job.send(Event::Failed { row: candidate.row, error: again(e) })?;
+                Some(again(e))
             }
             None => ready(job, &client, candidate, &assigned).await?,
-        }
+        };
+        left_out.extend(lost.map(|e| (view, e)));
     }
     Ok(())
+}
+
+/// The same error for another stream table.
+fn again(e: &Error) -> Error {
+    let mut error = Error::new(e.kind(), e.context());
+    if let Some(state) = e.sqlstate() {
+        error = error.with_sqlstate(state);
+    }
+    if let Some(hint) = e.hint() {
+        error = error.with_hint(hint);
+    }
+    error
 }
 
 /// Decides about one stream table. `None`: it is FULL.
@@ -283,117 +302,13 @@ async fn register(job: &Job, candidates: &[Candidate]) -> Result<Vec<Assigned>> 
     answer.await.map_err(|_| gone())
 }
 
-/// Loads the fresh instances. Returns the sources that could not be read, with the reason.
-async fn load(
+/// Reads what is stored and hands the stream table over; the error if it had to be left out.
+async fn ready(
     job: &Job,
-    client: &mut Client,
+    client: &Client,
+    candidate: Candidate,
     assigned: &[Assigned],
-    candidates: &[Candidate],
-) -> Result<HashMap<u32, Error>> {
-    let mut failed = HashMap::new();
-    let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
-    let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
-    let (by_triggers, by_wal): (Vec<SourceSpec>, Vec<SourceSpec>) =
-        specs.into_iter().partition(|s| s.triggers().is_some());
-    let added = capturing::publish(job, client, &by_wal, &mut failed).await?;
-    let shapes = capturing::install(job, client, &by_triggers, &fresh, &mut failed).await?;
-    capturing::note(job, client, &by_wal, &by_triggers).await?;
-    fresh.retain(|a| !failed.contains_key(&a.spec.oid));
-    if fresh.is_empty() {
-        return Ok(failed);
-    }
-    let held = |a: &Assigned| (a.spec.oid, a.spec.columns.iter().map(|c| c.attnum).collect::<Vec<i16>>());
-    let before = fingerprint::read(client, &fresh.iter().map(|a| held(a)).collect::<Vec<_>>()).await?;
-    // What an open transaction wrote is decoded with the labels of that time (hazard A7), so it must have ended before
-    // the snapshot where the text of a value can change without its row.
-    let named = fresh.iter().filter(|a| a.spec.has_users_types()).map(|a| a.spec.oid);
-    let waited: Vec<u32> = added.iter().copied().chain(named).collect();
-    publication::wait_for_writers(client, &waited).await?;
-    let mut snapshot = None;
-    while !fresh.is_empty() {
-        let session = job.target.connect(Purpose::Hydrate).await?;
-        let wanted: Vec<SourceSpec> = fresh.iter().map(|a| a.spec.clone()).collect();
-        match Boundary::open(session, &wanted, LOCK_PATIENCE).await {
-            Ok(boundary) => {
-                snapshot = Some(boundary);
-                break;
-            }
-            Err(e) if e.kind() == ErrorKind::Connection || e.kind() == ErrorKind::ServerSetup => {
-                return Err(e);
-            }
-            Err(e) => {
-                // One source can't be locked or read: find it, leave it out, go on with the others.
-                let culprit = culprit(job, &wanted).await?;
-                let position = fresh.iter().position(|a| Some(a.spec.oid) == culprit).unwrap_or(0);
-                let out = fresh.remove(position);
-                failed.insert(out.spec.oid, e);
-            }
-        }
-    }
-    let Some(boundary) = snapshot else { return Ok(failed) };
-    confirm(client, candidates).await?;
-    let instances: Vec<InstanceId> = fresh.iter().map(|a| a.instance).collect();
-    job.send(Event::Snapshot { instances: instances.clone(), snapshot: boundary.snapshot.clone() })?;
-    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(|a| held(a)).collect();
-    let before: Fingerprints =
-        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
-    let started = std::time::Instant::now();
-    let mut total = 0;
-    for source in &fresh {
-        let instance = source.instance;
-        total +=
-            boundary.copy(&source.spec, |rows| job.loader.send(Command::Load { instance, rows })).await?;
-    }
-    let after = fingerprint::read(client, &held).await?;
-    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
-        return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
-    }
-    boundary.close().await?;
-    let until = insert_position(client).await?;
-    force_flush(client, &job.capturing.pipeline).await?;
-    let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before, shapes })?;
-    Ok(failed)
-}
-
-/// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
-/// children, lost its key. Then everything is planned again.
-async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
-    for candidate in candidates {
-        let analysis = analyze(client, TreeSource::View(candidate.view), &candidate.sources).await?;
-        if analysis.plan.ok().as_ref() != Some(&candidate.plan) {
-            let name = candidate.row.qualified();
-            return Err(Error::new(
-                ErrorKind::Identity,
-                format!("what {name} reads changed while it was prepared"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The first source that can't be locked alone.
-async fn culprit(job: &Job, specs: &[SourceSpec]) -> Result<Option<u32>> {
-    for spec in specs {
-        let session = job.target.connect(Purpose::Hydrate).await?;
-        if Boundary::open(session, std::slice::from_ref(spec), Duration::ZERO).await.is_err() {
-            return Ok(Some(spec.oid));
-        }
-    }
-    Ok(None)
-}
-
-/// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).
-pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
-    const SQL: &str =
-        "update pgtrickle.pgt_pipelines set heartbeat_at = pg_catalog.clock_timestamp() where pipeline = $1";
-    client.batch_execute("set synchronous_commit = on").await.map_err(error)?;
-    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
-    Ok(())
-}
-
-async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Assigned]) -> Result<()> {
+) -> Result<Option<Error>> {
     let Candidate { row, plan, specs, form, validity, .. } = candidate;
     let bindings: Bindings = specs
         .iter()
@@ -408,7 +323,8 @@ async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Ass
     match read_stored(client, &row.schema, &row.name, &columns).await {
         Ok(stored) => {
             let prepared = Prepared { row, plan, bindings, form, stored, refresh, validity };
-            job.send(Event::Ready(Box::new(prepared)))
+            job.send(Event::Ready(Box::new(prepared)))?;
+            Ok(None)
         }
         Err(e) if e.kind() == ErrorKind::Connection => Err(e),
         Err(error) => {
@@ -416,13 +332,23 @@ async fn ready(job: &Job, client: &Client, candidate: Candidate, assigned: &[Ass
                 let failure = Some((error.sqlstate().unwrap_or("XX000"), error.context()));
                 history::finish(client, refresh, Default::default(), failure).await?;
             }
-            job.send(Event::Failed { row, error })
+            let told = again(&error);
+            job.send(Event::Failed { row, error })?;
+            Ok(Some(told))
         }
     }
 }
 
 impl Job {
-    fn send(&self, event: Event) -> Result<()> {
+    pub fn patience(&self) -> Duration {
+        if self.rows.iter().all(|r| r.errors > 0) { PATIENCE_AGAIN } else { PATIENCE }
+    }
+
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.patience()
+    }
+
+    pub fn send(&self, event: Event) -> Result<()> {
         self.events.send(event).map_err(|_| gone())
     }
 }

@@ -108,6 +108,10 @@ impl Views {
 
 /// When a failed stream table is tried again.
 pub fn retry_at(errors: i32) -> Option<Instant> {
-    let exponent = errors.clamp(0, 6) as u32;
-    (errors < SUSPEND_AFTER).then(|| Instant::now() + Duration::from_secs(1 << exponent))
+    (errors < SUSPEND_AFTER).then(|| retry_slowly(errors)).flatten()
+}
+
+/// As [`retry_at`] for what is never given up: up to a minute apart.
+pub fn retry_slowly(errors: i32) -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(1 << errors.clamp(0, 6) as u32))
 }

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::PgLsn;
 
 use super::engine::Engine;
+use super::load;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
 use super::validity::{self, Validity};
-use super::views::{SUSPEND_AFTER, State, View, retry_at};
+use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
 use crate::apply::history::Written;
-use crate::capture::{fingerprint, publication};
+use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Command, DataflowStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -130,7 +131,7 @@ impl Engine {
         if self.watched.flushes > 0 {
             self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
-            prepare::force_flush(&self.control, &self.options.pipeline).await?;
+            load::force_flush(&self.control, &self.options.pipeline).await?;
         }
         Ok(())
     }
@@ -261,6 +262,8 @@ impl Engine {
             _ if rights::is_lost_right(&e) => None,
             // A lock ends by itself: it is waited for as long as it takes (hazard B3).
             ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
+            // So does a full disk, once somebody has made room; each attempt reads the sources, so ever more slowly.
+            _ if e.sqlstate() == Some("53100") => retry_slowly(view.row.errors),
             _ => retry_at(view.row.errors),
         };
         let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
@@ -441,10 +444,13 @@ impl Engine {
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
         if !self.stream.is_poll() && !std::mem::replace(&mut self.watched.shrunk, true) {
             let held = self.sources.held();
-            published
-                .retain(|oid| held.iter().any(|(h, _)| h == oid) && !triggered.iter().any(|(t, _)| t == oid));
+            let awaited = writers::awaited(&self.control, self.lease.names.publication()).await?;
+            let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
+            published.retain(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid));
             let kept = published;
-            publication::set_tables(&self.control, self.lease.names.publication(), &kept).await?;
+            // In the loop nothing waits for an application's lock.
+            self.watched.shrunk =
+                publication::shrink(&self.control, self.lease.names.publication(), &kept).await?;
         }
         Ok(())
     }

@@ -43,6 +43,57 @@ async fn a8_a_unique_constraint_is_dropped_after_creation() {
     .await;
 }
 
+/// Between the loss of a key and the next look at the catalog no stored row makes way for another one of its key; nor
+/// do rows that somebody added by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a8_no_row_takes_the_place_of_another_before_the_lost_key_is_noticed() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table u (id int primary key, code text not null constraint u_code unique, v int);
+             insert into u values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)",
+        )
+        .await;
+        scene.create("by_code", "select code, v from u").await;
+        scene
+            .run(
+                "begin; alter table u drop constraint u_code; insert into u values (4, 'a', 4);
+                 update u set v = 5 where id = 2; commit",
+            )
+            .await;
+        wait_until("the stream table to be taken out", SOON, || async {
+            let status = scene.status("by_code").await;
+            if status.starts_with("ERROR") || status.starts_with("SUSPENDED") { Ok(()) } else { Err(status) }
+        })
+        .await;
+        let rows = "select string_agg(code || v, ' ' order by code, v) from app.by_code";
+        let shown: String = scene.dba.query_one(rows, &[]).await.unwrap().get(0);
+        assert_eq!(shown, "a1 b2 c3", "a row was overwritten");
+        scene.run("delete from u where id = 4; alter table u add constraint u_code unique (code)").await;
+        if scene.status("by_code").await.starts_with("SUSPENDED") {
+            scene.run("select pgtrickle.resume_stream_table('by_code')").await;
+        }
+        scene.check_in_time(&["by_code"]).await;
+
+        let told = |what: &str| scene.sidecar.logs().matches(what).count();
+        let live = told("reconciled and live");
+        scene.run("select pgtrickle.alter_stream_table('by_code', user_writes => 'allow')").await;
+        wait_until("it to be planned again", SOON, || async {
+            if told("reconciled and live") > live { Ok(()) } else { Err("it is not".to_owned()) }
+        })
+        .await;
+        scene.run("insert into by_code values ('z', -1)").await;
+        let before = told("others have their key");
+        scene.run("insert into u values (9, 'z', 9)").await;
+        scene.check_in_time(&["by_code"]).await;
+        assert!(
+            told("others have their key") > before,
+            "a row that somebody added was replaced without a word"
+        );
+    })
+    .await;
+}
+
 /// Rows of children have their own keys.
 #[tokio::test(flavor = "multi_thread")]
 async fn a8_inherited_children_prove_no_key() {

@@ -2,6 +2,7 @@
 //!
 //! The table in docs/hazards.md says what each hazard is and where those come that need later parts.
 
+mod blocked;
 mod crash;
 mod images;
 mod keys;

@@ -142,8 +142,6 @@ fn computed(rng: &mut Prng, field: &Field, scope: &[Field]) -> Scalar {
 pub fn condition(rng: &mut Prng, scope: &[Field]) -> String {
     let first = simple(rng, scope);
     match rng.below(10) {
-        // BETWEEN is an AND itself.
-        0 | 2 if first.contains(" between ") => first,
         0 => format!("({first} and {})", simple(rng, scope)),
         1 => format!("({first} or {})", simple(rng, scope)),
         2 => format!("not ({first} and {})", simple(rng, scope)),
