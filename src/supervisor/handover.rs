@@ -111,7 +111,7 @@ impl Engine {
         }
         let specs = self.sources.layouts();
         let (options, lease) = (self.options.clone(), self.lease.clone());
-        self.handover.running = Some(tokio::spawn(async move { make_ready(options, lease, specs).await }));
+        self.handover.running = Some(super::spawn(async move { make_ready(options, lease, specs).await }));
         Ok(())
     }
 
