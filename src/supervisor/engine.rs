@@ -59,6 +59,8 @@ pub(super) struct Applying {
 
 pub(super) struct Engine {
     pub options: RunOptions,
+    /// Ends the loop as a shutdown does: the pipeline is detached.
+    pub stop: CancellationToken,
     pub lease: Lease,
     pub control: Client,
     pub stream: Stream,
@@ -136,6 +138,7 @@ impl Engine {
         Ok(Engine {
             assembler: Assembler::new(budget).with_message_prefix(super::requests::PREFIX),
             options,
+            stop: CancellationToken::new(),
             lease,
             control,
             stream,

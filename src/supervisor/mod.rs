@@ -3,6 +3,7 @@
 //! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
 //! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
 
+mod detach;
 mod diagnose;
 mod engine;
 mod feed;
@@ -70,7 +71,14 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
         let started = tokio::time::Instant::now();
         let distrust = refusals >= DISTRUST;
         let error = match start::serve(&options, &reason, distrust, &shutdown, &mut life).await {
-            Ok(()) => return Ok(()),
+            Ok(start::End::Stopped) => return Ok(()),
+            Ok(start::End::Detached) => {
+                if !detach::wait_attached(&options.target, &options.pipeline, &shutdown).await? {
+                    return Ok(());
+                }
+                reason = "the pipeline was attached again".to_owned();
+                continue;
+            }
             Err(error) => error,
         };
         if started.elapsed() > STABLE {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::PgLsn;
 
+use super::detach;
 use super::diagnose;
 use super::engine::Engine;
 use super::guard::Level;
@@ -84,6 +85,10 @@ impl Engine {
         self.look_for_requests().await?;
         self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
+            if detach::is_detached(&self.control, &self.options.pipeline).await? {
+                self.stop.cancel();
+                return Ok(());
+            }
             self.look_at_catalog().await?;
             self.release_suspended().await?;
             self.begin_repairs()?;
