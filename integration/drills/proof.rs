@@ -22,10 +22,10 @@ pub const ONE_WARNING_PER_SOURCE: bool = true;
 pub enum Expect {
     /// Every source was affected: a WARNING for each.
     Repair,
+    /// One table of several was affected, or a moment decides how many: no source has two WARNINGs.
+    Either,
     /// Nothing was lost: no WARNING.
     Resume,
-    /// Both are right: it depends on moments that a drill does not control.
-    Either,
 }
 
 /// The application's sources.
