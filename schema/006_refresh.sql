@@ -118,6 +118,9 @@ end $$;
 create or replace function pgtrickle._skip(id bigint, label text, state text, why text, what_to_do text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+    if to_regclass('pgtrickle.pgt_refresh_history') is null then
+        perform pgtrickle._make_history();
+    end if;
     insert into pgtrickle.pgt_refresh_history (pgt_id, pgt_name, end_time, action, status, reason, sqlstate, error_message,
         initiated_by)
     select s.pgt_id, s.pgt_name, clock_timestamp(), 'SKIP', 'SKIPPED', 'not refreshed: ' || why, state, why, 'MANUAL'

@@ -166,6 +166,9 @@ begin
            released_version = t.config_version + 1,
            consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null
      where t.pgt_id = id returning * into s;
+    if to_regclass('pgtrickle.pgt_refresh_history') is null then
+        perform pgtrickle._make_history();
+    end if;
     insert into pgtrickle.pgt_refresh_history (pgt_id, pgt_name, data_timestamp, start_time, end_time, action, status,
         rows_inserted, rows_updated, rows_deleted, delta_row_count, reason, initiated_by, frontier)
     values (id, s.pgt_name, snap.data_timestamp, started, clock_timestamp(), 'REINITIALIZE', 'COMPLETED',

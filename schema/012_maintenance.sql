@@ -1,9 +1,12 @@
 -- Checking and repairing stream tables.
 
+-- End of the last transaction up to the frontier that changed any source of the pipeline; written with the frontier.
+alter table pgtrickle.pgt_pipelines add column if not exists changed_lsn pg_lsn;
+
 -- One comparison of the stored rows with the query: in one statement, so at one snapshot. Rows are compared by their
 -- text, as everywhere (1.0 is not 1.00). hashes and counts tell the differing rows: positive ones are missing.
 create or replace function pgtrickle._compare(s pgtrickle.pgt_stream_tables, out missing bigint, out surplus bigint,
-    out hashes uuid[], out counts bigint[], out frontier pg_lsn, out seen_until pg_lsn)
+    out hashes uuid[], out counts bigint[], out frontier pg_lsn, out generation bigint, out seen_until pg_lsn)
 language plpgsql set search_path = pg_catalog, pg_temp set datestyle = 'ISO, MDY' set intervalstyle = postgres
 set extra_float_digits = 1 set bytea_output = hex set xmlbinary = base64 set jit = off
 -- Set below to what the query was created under; named here so that they come back.
@@ -19,15 +22,16 @@ begin
     execute format(
         'select coalesce(sum(d.n) filter (where d.n > 0), 0), coalesce(-sum(d.n) filter (where d.n < 0), 0),
                 array_agg(md5(d.img)::uuid order by d.img), array_agg(d.n::bigint order by d.img),
-                (select p.frontier from pgtrickle.pgt_pipelines p where p.pipeline = %L),
+                (select p.frontier from pgtrickle.pgt_pipelines p where p.pipeline = %1$L),
+                (select p.generation from pgtrickle.pgt_pipelines p where p.pipeline = %1$L),
                 case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
            from (select u.img, sum(u.n) as n
-                   from (select row(%s)::text collate "C" as img, 1 as n from %s q
-                         union all select row(%s)::text collate "C", -1 from only %s t) u
+                   from (select row(%2$s)::text collate "C" as img, 1 as n from %3$s q
+                         union all select row(%4$s)::text collate "C", -1 from only %5$s t) u
                   group by u.img having sum(u.n) <> 0) d',
         s.pipeline, pgtrickle._column_list(s.query_view, 'q.'), s.query_view,
         pgtrickle._column_list(s.query_view, 't.'), s.pgt_relid)
-      into missing, surplus, hashes, counts, frontier, seen_until;
+      into missing, surplus, hashes, counts, frontier, generation, seen_until;
 end $$;
 
 -- The part of two sets of differing rows that is in both, with the same sign.
@@ -53,7 +57,6 @@ declare
     followed boolean;
     obstacle text;
     rounds int := 0;
-    steady int := 0;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     stream_table := format('%I.%I', s.pgt_schema, s.pgt_name);
@@ -77,30 +80,41 @@ begin
         verified_at := clock_timestamp();
         frontier := c.frontier;
         rounds := rounds + 1;
-        if c.missing + c.surplus = 0 then
-            hashes := '{}';
-            counts := '{}';
-            exit;
-        end if;
-        if hashes is null then
+        if c.missing + c.surplus = 0 or not followed then
             hashes := c.hashes;
             counts := c.counts;
-        else
-            select x.hashes, x.counts into hashes, counts from pgtrickle._common(hashes, counts, c.hashes, c.counts) x;
+            exit;
         end if;
-        exit when not followed or cardinality(hashes) = 0;
-        -- Nothing but what was there before: three times is enough. Among other changes one must be more patient.
-        steady := case when cardinality(hashes) = cardinality(c.hashes) and rounds > 1 then steady + 1 else 0 end;
-        exit when steady >= 2 or rounds >= 16;
-        -- What is under way at this snapshot has arrived when the frontier has passed it.
         began := clock_timestamp();
         perform pgtrickle._request('wait', jsonb_build_object('lsn', c.seen_until::text));
         if not pgtrickle._wait_frontier(c.seen_until, timeout, s.pipeline) then
             raise exception 'stream table % could not be verified: the sidecar is behind', stream_table using errcode = '55P03',
                 hint = 'See pgtrickle.pgt_status(), or raise refresh_timeout in pgtrickle.settings.';
         end if;
-        perform pg_sleep(random() * 0.01);
         waited := waited + (clock_timestamp() - began);
+        -- Everything that this snapshot saw has arrived. If none of it changed a source after the frontier of the
+        -- snapshot, nothing was under way then: what differed was wrong.
+        if exists (select from pgtrickle.pgt_pipelines p join pgtrickle.pgt_stream_tables t on t.pipeline = p.pipeline
+                    where t.pgt_id = id and t.status = 'ACTIVE' and t.config_version = s.config_version
+                      and p.generation = c.generation and coalesce(p.changed_lsn <= c.frontier, true)) then
+            hashes := c.hashes;
+            counts := c.counts;
+            exit;
+        end if;
+        -- Otherwise it may have been under way. What is wrong differs at every snapshot, in the same way.
+        if hashes is null then
+            hashes := c.hashes;
+            counts := c.counts;
+        else
+            select x.hashes, x.counts into hashes, counts from pgtrickle._common(hashes, counts, c.hashes, c.counts) x;
+        end if;
+        exit when cardinality(hashes) = 0 or rounds >= 16;
+        perform pg_sleep(random() * 0.015);
+        select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
+        if not found or s.status in ('SUSPENDED', 'ERROR') then
+            raise exception 'stream table % was taken out while it was verified', stream_table using errcode = '55000',
+                hint = 'See pgtrickle.pgt_status().';
+        end if;
     end loop;
     select coalesce(sum(n) filter (where n > 0), 0), coalesce(-sum(n) filter (where n < 0), 0)
       into missing_rows, surplus_rows from unnest(counts) n;
@@ -115,8 +129,9 @@ begin
     return next;
 end $$;
 
--- Compares a stream table with its query, also while the application writes. A difference is reported when it stays
--- although the frontier has passed everything that was visible when it was seen; see docs: maintenance.
+-- Compares a stream table with its query, also while the application writes. Equal at one snapshot: said at once.
+-- A difference is reported when no change of a source was under way at its snapshot, which the frontier tells
+-- afterwards. Where writes never pause, when it was there at 16 snapshots; see docs: maintenance.
 create or replace function pgtrickle.verify_stream_table(name text)
 returns table (stream_table text, equal boolean, missing_rows bigint, surplus_rows bigint, verified_at timestamptz,
                frontier pg_lsn, waited interval)
@@ -223,8 +238,9 @@ begin
         done := 'made again: ' || array_to_string(mended, ', ') || '; ';
     end if;
     while pgtrickle.sidecar_alive(s.pipeline) or pgtrickle._take_over(s.pipeline) is null loop
-        if cardinality(mended) > 0 then
-            -- A live sidecar sees them, and the new version, only after the commit.
+        if cardinality(mended) > 0
+           or exists (select from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline and p.delivery = 'poll') then
+            -- A live sidecar sees the new version after the commit; without a slot it hears no request.
             update pgtrickle.pgt_stream_tables t
                set config_version = t.config_version + 1, updated_at = now(),
                    status = case when t.refresh_mode = 'FULL' then t.status else 'INITIALIZING' end

@@ -104,6 +104,7 @@ begin
     if pg_is_in_recovery() then
         raise exception 'cannot restore stream tables on a read replica' using errcode = '25006', hint = 'Run it on the primary.';
     end if;
+    perform pgtrickle._make_history();
     done := pgtrickle._raise_sequences();
     if cardinality(done) > 0 then
         stream_table := '(catalog)';

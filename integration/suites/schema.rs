@@ -225,8 +225,19 @@ async fn a_refresh_without_a_sidecar_recomputes_and_with_one_it_waits() {
             assert_eq!(failure(&app, refresh).await.0, "25001");
             app.batch_execute("rollback").await.unwrap();
         }
+        // A frontier beyond the WAL says nothing; one that moves on lets it return.
         dba.batch_execute("update pgtrickle.pgt_pipelines set frontier = 'FFFFFFFF/0'").await.unwrap();
-        app.batch_execute(refresh).await.unwrap();
+        assert_eq!(failure(&app, refresh).await.0, "55P03");
+        dba.batch_execute("update pgtrickle.settings set value = '60 s' where key = 'refresh_timeout'").await.unwrap();
+        let moving = async {
+            loop {
+                dba.batch_execute("update pgtrickle.pgt_pipelines set frontier = pg_current_wal_insert_lsn()").await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = moving => {}
+            refreshed = app.batch_execute(refresh) => refreshed.unwrap(),
+        }
         dba.batch_execute("select pg_advisory_unlock_all()").await.unwrap();
         wait_until("the status to show that no sidecar runs", SOON, || async {
             let status = value(&app, "select status from pgtrickle.pgt_status()").await;

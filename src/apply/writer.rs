@@ -38,6 +38,8 @@ pub struct Progress {
     pub xids: Vec<u64>,
     /// Rows of change buffers that are contained; they are deleted in the same transaction.
     pub consumed: Consumed,
+    /// End of the last transaction in it that changed any source; `None`: none did.
+    pub changed: Option<u64>,
 }
 
 /// The outcome of one apply.
@@ -87,7 +89,7 @@ impl Writer {
         let commit = format!("set local synchronous_commit = '{durable}'; commit");
         const FENCE: &str =
             "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
-                heartbeat_at = pg_catalog.clock_timestamp()
+                heartbeat_at = pg_catalog.clock_timestamp(), changed_lsn = coalesce($5, changed_lsn)
             where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
         let fence = client.prepare(FENCE).await.map_err(error)?;
         Ok(Writer {
@@ -170,7 +172,16 @@ impl Writer {
         let lsn = PgLsn::from(progress.frontier);
         let row = self
             .client
-            .query_opt(&self.fence, &[&lsn, &progress.data_time, &self.pipeline, &self.generation])
+            .query_opt(
+                &self.fence,
+                &[
+                    &lsn,
+                    &progress.data_time,
+                    &self.pipeline,
+                    &self.generation,
+                    &progress.changed.map(PgLsn::from),
+                ],
+            )
             .await
             .map_err(error)?;
         row.map(|row| row.get::<_, String>(0).parse()).transpose()

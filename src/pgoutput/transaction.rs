@@ -57,6 +57,13 @@ impl Transaction {
         let misfits = self.reread.iter().map(|&(relation, _)| relation).filter(|_| !self.oversized);
         touched.iter().copied().chain(misfits)
     }
+
+    /// Whether it changed any registered relation, as far as can be told.
+    pub fn changed_any(&self) -> bool {
+        self.oversized
+            || self.dropped_messages > 0
+            || !(self.changes.is_empty() && self.touched.is_empty() && self.reread.is_empty())
+    }
 }
 
 /// Why changes of a relation are missing from a transaction.

@@ -76,11 +76,18 @@ impl Engine {
             progress.xids.push(xid);
             progress.frontier = transaction.end_lsn;
             progress.data_time = server_time(transaction.commit_time);
+            if transaction.changed_any() {
+                progress.changed = Some(transaction.end_lsn);
+            }
             self.sources.feed(transaction, xid, &mut feed)?;
         }
         if self.queue.is_empty() && !self.assembler.in_transaction() {
             progress.frontier = progress.frontier.max(self.received);
             progress.data_time = progress.data_time.max(self.server_time);
+        }
+        if !progress.consumed.is_empty() {
+            // What is read was committed before or after the position of that look, so after every earlier frontier.
+            progress.changed = Some(progress.frontier + 1);
         }
         self.sources.passed(progress.frontier);
         // What is prepared together joins together: at a start all stream tables move from the boundary that they
@@ -164,6 +171,7 @@ impl Engine {
         let pending = self.pending.get_or_insert_with(Pending::default);
         pending.progress.frontier = pending.progress.frontier.max(flight.progress.frontier);
         pending.progress.data_time = pending.progress.data_time.max(flight.progress.data_time);
+        pending.progress.changed = pending.progress.changed.max(flight.progress.changed);
         pending.progress.xids.extend(flight.progress.xids);
         pending.progress.consumed.extend(flight.progress.consumed);
         pending.installs.extend(flight.installs);
@@ -208,7 +216,7 @@ impl Engine {
         let progress = pending.progress;
         let installed: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
         let step = progress.clone();
-        let task = tokio::spawn(async move {
+        let task = super::spawn(async move {
             let mut outcome = writer.apply(&step, &batches, &notes, false).await;
             if let Ok(applied) = &mut outcome {
                 applied.failed.extend(broken);
