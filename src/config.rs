@@ -73,6 +73,7 @@ pub struct Flags {
     pub workers: Option<String>,
     pub memory_limit: Option<String>,
     pub cdc_mode: Option<String>,
+    pub all_databases: Option<String>,
     pub log: Option<String>,
     pub log_format: Option<String>,
 }
@@ -106,6 +107,8 @@ pub struct Settings {
     pub memory_limit: Sourced<u64>,
     /// `None`: as the database says (`cdc_mode` in `pgtrickle.settings`, or `pg_trickle.cdc_mode`).
     pub cdc_mode: Option<Sourced<CdcMode>>,
+    /// Serve every database of the server that has the schema; the one of `target` is only where they are listed.
+    pub all_databases: Sourced<bool>,
 }
 
 impl fmt::Debug for Settings {
@@ -124,8 +127,16 @@ impl fmt::Debug for Settings {
 pub type Environment = BTreeMap<String, String>;
 
 /// Keys of the file.
-const KEYS: &[&str] =
-    &["database_url", "pipeline", "workers", "memory_limit", "cdc_mode", "log", "log_format"];
+const KEYS: &[&str] = &[
+    "database_url",
+    "pipeline",
+    "workers",
+    "memory_limit",
+    "cdc_mode",
+    "all_databases",
+    "log",
+    "log_format",
+];
 /// Most threads of a dataflow; more than any server this runs beside has cores.
 const MOST_WORKERS: usize = 256;
 
@@ -254,9 +265,25 @@ impl Sources {
                 Err(e) => return Err(text.refuse(e.context()).with_hint("use auto, wal or trigger")),
             },
         };
+        let all = self.text(
+            self.flags.all_databases.as_ref(),
+            "all-databases",
+            "PGTRICKLE_ALL_DATABASES",
+            "all_databases",
+        );
+        let all_databases = match all {
+            None => Sourced::new(false, Origin::Default),
+            Some(text) => match text.value.as_str() {
+                "true" | "on" | "yes" | "1" => Sourced::new(true, text.origin),
+                "false" | "off" | "no" | "0" => Sourced::new(false, text.origin),
+                other => {
+                    return Err(text.refuse(format!("{other:?} is neither true nor false")));
+                }
+            },
+        };
         let (config, connection) = connection::resolve(self)?;
         let target = Target::new(config, &pipeline.value);
-        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode })
+        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode, all_databases })
     }
 
     /// The first of flag, variable and file that holds a value. An empty variable counts as absent.

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     LeaseHeld,
     /// The schema in the database is newer or older than this binary, or belongs to the pg_trickle extension.
     SchemaVersion,
+    /// There is no (usable) schema in the database: not installed, or half restored.
+    NotInstalled,
     /// Bytes from the server do not follow the protocol.
     Protocol,
     /// The slot, publication or history of the server does not match what we stored.
@@ -65,7 +67,9 @@ impl ErrorKind {
             Connection | Contention => Directive::Retry,
             Identity | Protocol | Internal => Directive::Restart,
             Unsupported | Query | Apply | Memory => Directive::Suspend,
-            Config | Authentication | Privilege | ServerSetup | LeaseHeld | SchemaVersion => Directive::Stop,
+            Config | Authentication | Privilege | ServerSetup | LeaseHeld | SchemaVersion | NotInstalled => {
+                Directive::Stop
+            }
         }
     }
 
@@ -79,7 +83,7 @@ impl ErrorKind {
             Privilege => 5,
             ServerSetup => 6,
             LeaseHeld => 7,
-            SchemaVersion => 8,
+            SchemaVersion | NotInstalled => 8,
             Unsupported | Query => 9,
             Protocol | Identity => 10,
             Apply | Contention | Memory => 11,

@@ -11,6 +11,7 @@ pub mod dataflow;
 pub mod error;
 pub mod evaluate;
 pub mod kernel;
+pub mod launcher;
 pub mod pgoutput;
 pub mod plan;
 pub mod postgres;

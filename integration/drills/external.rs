@@ -12,13 +12,13 @@ use crate::harness::servers::SUPERUSER;
 use crate::harness::wait::wait_until;
 
 /// pgBackRest with a repository in the drill's folder.
-struct BackRest {
+pub struct BackRest {
     configuration: PathBuf,
 }
 
 impl BackRest {
     /// Makes its folders; returns it with the settings that the server needs for archiving.
-    fn prepare(drill: &Drill) -> (BackRest, Vec<(&'static str, String)>) {
+    pub fn prepare(drill: &Drill) -> (BackRest, Vec<(&'static str, String)>) {
         let (repository, logs) = (drill.subfolder("repository"), drill.subfolder("logs"));
         let configuration = drill.folder().join("pgbackrest.conf");
         let text = format!(
@@ -38,6 +38,17 @@ impl BackRest {
 
     fn command(&self) -> String {
         format!("pgbackrest --config={} --stanza=drill", self.configuration.display())
+    }
+
+    /// The same as variables of the environment, for commands that name only the stanza.
+    pub fn environment(&self, data: &Path, port: u16, socket: &Path) -> String {
+        format!(
+            "export PGBACKREST_CONFIG={} PGBACKREST_PG1_PATH={} PGBACKREST_PG1_PORT={port} PGBACKREST_PG1_SOCKET_PATH={} \
+             PGBACKREST_PG1_USER={SUPERUSER}\n",
+            self.configuration.display(),
+            data.display(),
+            socket.display()
+        )
     }
 
     /// As above, for the server on `port` with its data in `data`.

@@ -23,9 +23,9 @@ FROM pgtrickle.stream_tables_info;
 ";
 
 /// Whether a database that came out of a dump gets an install id of its own.
-const NEW_INSTALL_ID: bool = false;
+const NEW_INSTALL_ID: bool = true;
 /// Whether the publication that the dump brought along is gone in the end.
-const OLD_PUBLICATION_GOES: bool = false;
+const OLD_PUBLICATION_GOES: bool = true;
 
 /// What belongs to the original: its slot, publications with their tables, and triggers on its tables.
 pub async fn belongings(db: &Database) -> String {

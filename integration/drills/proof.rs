@@ -15,7 +15,7 @@ use crate::harness::wait::wait_until;
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Whether a drill demands exactly one WARNING per affected source and cause in `pgtrickle.pgt_recoveries`.
-pub const ONE_WARNING_PER_SOURCE: bool = false;
+pub const ONE_WARNING_PER_SOURCE: bool = true;
 
 /// What the sidecar must have to say about the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,18 +42,29 @@ pub struct Before {
 impl Before {
     /// Writes a few transactions that no sidecar sees, and notes where the right answer begins and what the history holds.
     pub async fn note(db: &Database) -> Before {
+        Self::begin(db).await.mark(db).await
+    }
+
+    /// Notes what the history holds and which WARNINGs there were. What happens from now on counts.
+    pub async fn begin(db: &Database) -> Before {
+        let dba = db.as_dba().await;
+        Before {
+            history: history(&dba).await,
+            recoveries: recoveries(&dba).await.unwrap_or(0),
+            target: PgLsn::from(0),
+            since: Instant::now(),
+        }
+    }
+
+    /// Writes a few transactions; the right answer holds them.
+    pub async fn mark(self, db: &Database) -> Before {
         db.write(18).await;
         let dba = db.as_dba().await;
         // The last thing in the WAL is a commit of the application's, not an abort: nothing later has to be waited for.
         dba.batch_execute("insert into app.events values ('noted', 1)").await.expect("a row");
         let target =
             dba.query_one("select pg_current_wal_insert_lsn()", &[]).await.expect("the position").get(0);
-        Before {
-            history: history(&dba).await,
-            recoveries: recoveries(&dba).await.unwrap_or(0),
-            target,
-            since: Instant::now(),
-        }
+        Before { target, since: Instant::now(), ..self }
     }
 }
 
@@ -140,7 +151,8 @@ pub async fn first_right_answer(db: &Database, before: &Before) -> f64 {
     wait_until("the first right answer", PATIENCE, || async {
         let sql = format!(
             "select case when not pgtrickle.sidecar_alive() then 'no sidecar'
-                when not pgtrickle._has_passed('{}', 'main') then 'behind'
+                when not pgtrickle._has_passed('{0}', 'main') then (select concat_ws(' ', 'behind: frontier', frontier, 'not {0}')
+                    from pgtrickle.pgt_pipelines where pipeline = 'main')
                 else (select string_agg(concat_ws(' ', name, status, last_error_message), ', ')
                         from pgtrickle.pgt_status() where status <> 'ACTIVE') end",
             before.target

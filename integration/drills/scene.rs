@@ -177,6 +177,19 @@ impl Scene {
     /// The same on a given server, with a given owner of the application's tables.
     pub async fn on(server: Server, owner: &'static str) -> Scene {
         let db = create_database(&server, owner).await;
+        Self::live(server, db).await
+    }
+
+    /// As [`Scene::set`], with changes that are captured by triggers and read from buffers.
+    pub async fn with_triggers(drill: &Drill, settings: &[(&str, &str)]) -> Scene {
+        let server = drill.server(settings, true).await;
+        let db = create_database(&server, APP).await;
+        let mode = "insert into pgtrickle.settings (key, value) values ('cdc_mode', 'trigger')";
+        db.as_dba().await.batch_execute(mode).await.expect("a setting");
+        Self::live(server, db).await
+    }
+
+    async fn live(server: Server, db: Database) -> Scene {
         let mut sidecar = db.sidecar();
         sidecar.wait_ready(PATIENCE).await;
         create_streams(&db).await;

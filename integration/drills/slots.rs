@@ -21,7 +21,7 @@ async fn publication(db: &Database) -> String {
 }
 
 /// The sidecar dies; returns when nothing uses its slot any more.
-async fn without_sidecar(scene: &mut Scene) {
+pub async fn without_sidecar(scene: &mut Scene) {
     scene.sidecar.kill9();
     let free = "select bool_and(active_pid is null) from pg_replication_slots where slot_type = 'logical'";
     wait_for_value("the slot to be free", PATIENCE, Some("true".to_owned()), || scene.db.value(free)).await;

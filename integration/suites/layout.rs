@@ -19,6 +19,7 @@ const LAYERS: &[&str] = &[
     "evaluate",
     "recovery",
     "supervisor",
+    "launcher",
     "config",
     "cli",
 ];

@@ -1,5 +1,6 @@
 //! The pipeline's publication: exactly the needed tables, and the wait that makes joining it safe.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
@@ -43,15 +44,20 @@ pub async fn exists(client: &Client, publication: &str) -> Result<bool> {
     Ok(client.query_one(SQL, &[&publication]).await.map_err(error)?.get(0))
 }
 
-/// OIDs of the tables that the publication publishes whole: a row filter, a column list or a reduced set of operations
-/// would drop changes without a word.
+/// OIDs of the tables that the publication publishes whole.
 pub async fn tables(client: &Client, publication: &str) -> Result<Vec<u32>> {
-    const SQL: &str = "select r.prrelid from pg_catalog.pg_publication_rel r
+    Ok(members(client, publication).await?.into_keys().collect())
+}
+
+/// The tables that the publication publishes whole (a row filter, a column list or a reduced set of operations would
+/// drop changes without a word), each with the OID of its membership: another one means that it was out for a while.
+pub async fn members(client: &Client, publication: &str) -> Result<BTreeMap<u32, u32>> {
+    const SQL: &str = "select r.prrelid, r.oid from pg_catalog.pg_publication_rel r
         join pg_catalog.pg_publication p on p.oid = r.prpubid
         where p.pubname = $1 and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot
           and pg_catalog.to_jsonb(r) ->> 'prqual' is null and pg_catalog.to_jsonb(r) ->> 'prattrs' is null";
     let rows = client.query(SQL, &[&publication]).await.map_err(error)?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
 }
 
 /// Makes the publication hold exactly `oids`: directly where our role may (it owns publication and tables), else

@@ -212,8 +212,8 @@ fn check_age(known: &[(String, String)], version: Option<i32>) -> Result<()> {
 /// Checks that a sidecar of this version can work with the schema in the database. Reads only.
 ///
 /// # Errors
-/// [`ErrorKind::SchemaVersion`] when there is no schema, an older or newer one, or that of the extension `pg_trickle`;
-/// [`ErrorKind::Privilege`] when the role was not given the rights of a sidecar.
+/// [`ErrorKind::NotInstalled`] when there is no schema or an older one, [`ErrorKind::SchemaVersion`] when it is newer or
+/// that of the extension `pg_trickle`; [`ErrorKind::Privilege`] when the role was not given the rights of a sidecar.
 pub async fn check_installed(client: &Client) -> Result<()> {
     const LOOK: &str = "select exists (select from pg_catalog.pg_extension where extname = 'pg_trickle'),
             exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -227,7 +227,7 @@ pub async fn check_installed(client: &Client) -> Result<()> {
     }
     if !row.get::<_, bool>(1) {
         return Err(Error::new(
-            ErrorKind::SchemaVersion,
+            ErrorKind::NotInstalled,
             "the pgtrickle schema is not installed in this database",
         )
         .with_hint("run `pgtrickle init` once, as a superuser or the owner of the database"));
@@ -257,7 +257,7 @@ pub async fn check_installed(client: &Client) -> Result<()> {
         FILES.iter().find(|f| !known.iter().any(|(name, sum)| name == f.name && *sum == f.checksum()));
     if let Some(file) = stale {
         return Err(Error::new(
-            ErrorKind::SchemaVersion,
+            ErrorKind::NotInstalled,
             format!("the schema in the database is not that of this binary: {} differs", file.name),
         )
         .with_hint("run `pgtrickle init` with this binary: it upgrades the schema"));

@@ -190,9 +190,21 @@ pub async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
 
 /// Names of the tables whose changes the pipeline's incremental stream tables need.
 pub async fn captured_names(client: &Client, pipeline: &str) -> Result<Vec<String>> {
-    const SQL: &str = "select distinct d.source_name from pgtrickle.pgt_dependencies d
-        join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
-        where s.pipeline = $1 and s.refresh_mode = 'DIFFERENTIAL' and d.source_type = 'TABLE' order by 1";
+    // From the defining views, so that a restore that lost rows of the catalog is told as well.
+    const SQL: &str = "with recursive used (rel) as (
+            select s.query_view::pg_catalog.oid from pgtrickle.pgt_stream_tables s
+             where s.pipeline = $1 and s.refresh_mode = 'DIFFERENTIAL'
+            union
+            select d.refobjid from used u
+              join pg_catalog.pg_rewrite w on w.ev_class = u.rel
+              join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+               and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> u.rel)
+        select distinct pg_catalog.format('%I.%I', n.nspname, c.relname) from used u
+          join pg_catalog.pg_class c on c.oid = u.rel and c.relkind in ('r', 'p', 'f')
+          join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where not exists (select from pgtrickle.pgt_stream_tables s where s.pgt_relid = c.oid
+                              and s.refresh_mode = 'DIFFERENTIAL')
+         order by 1";
     Ok(client.query(SQL, &[&pipeline]).await.map_err(error)?.iter().map(|r| r.get(0)).collect())
 }
 

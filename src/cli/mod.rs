@@ -89,6 +89,10 @@ struct RunArgs {
     /// pgtrickle.settings, else auto]
     #[arg(long, value_name = "MODE")]
     cdc_mode: Option<String>,
+    /// Serve every database of the server that has the schema; the one named is only where they are listed [env:
+    /// PGTRICKLE_ALL_DATABASES]
+    #[arg(long)]
+    all_databases: bool,
 }
 
 /// Runs the program: parses the command line, runs the command, prints its error.
@@ -111,6 +115,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             flags.workers = args.workers.clone();
             flags.memory_limit = args.memory_limit.clone();
             flags.cdc_mode = args.cdc_mode.clone();
+            flags.all_databases = args.all_databases.then(|| "true".to_owned());
             args.connection.add_to(&mut flags);
         }
         Command::Init(args) => args.connection.add_to(&mut flags),

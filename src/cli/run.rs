@@ -20,6 +20,7 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         pipeline = settings.pipeline.value,
         workers = settings.workers.value,
         memory_limit_mb = settings.memory_limit.value >> 20,
+        all_databases = settings.all_databases.value,
         memory_limit_from = %settings.memory_limit.origin,
         "starting"
     );
@@ -30,7 +31,10 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         memory_limit: settings.memory_limit.value,
         cdc_mode: settings.cdc_mode.map(|m| m.value),
     };
-    crate::supervisor::run(options, shutdown).await.map_err(with_advice)?;
+    match settings.all_databases.value {
+        true => crate::launcher::run(options, shutdown).await.map_err(with_advice)?,
+        false => crate::supervisor::run(options, shutdown).await.map_err(with_advice)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -27,6 +27,7 @@ pub(super) fn read(path: &Sourced<PathBuf>, keys: &[&str]) -> Result<Values> {
         let value = match value {
             toml::Value::String(text) => Ok(text),
             toml::Value::Integer(number) => Ok(number.to_string()),
+            toml::Value::Boolean(yes) => Ok(yes.to_string()),
             other => Err(other.type_str()),
         };
         let sourced = Sourced::new(String::new(), origin.clone());

@@ -152,3 +152,14 @@ fn our_own_log_variable_beats_rust_log_which_beats_the_file() {
     let file_only = logs(&[]);
     assert_eq!((file_only.filter.value.as_str(), file_only.format.value), ("debug", LogFormat::Json));
 }
+
+#[test]
+fn all_databases_is_a_flag_a_variable_or_a_boolean_of_the_file() {
+    let (_folder, path) = file("all_databases = true\n");
+    let of_file = Flags { config: Some(path), ..url("postgresql://u@h/d") };
+    assert!(settings(of_file.clone(), &[]).unwrap().all_databases.value);
+    assert!(!settings(of_file, &[("PGTRICKLE_ALL_DATABASES", "off")]).unwrap().all_databases.value);
+    assert!(!settings(url("postgresql://u@h/d"), &[]).unwrap().all_databases.value);
+    let odd = settings(url("postgresql://u@h/d"), &[("PGTRICKLE_ALL_DATABASES", "maybe")]).unwrap_err();
+    assert!(odd.context().starts_with("environment variable PGTRICKLE_ALL_DATABASES: "), "{odd}");
+}

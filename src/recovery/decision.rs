@@ -49,6 +49,8 @@ pub struct Observation {
     pub cannot_stream: Option<String>,
     /// Positions of a slot that survived a promotion are trusted (Patroni, pg_failover_slots).
     pub trust_slot_across_timelines: bool,
+    /// The server refused to stream from the slot several times in a row.
+    pub stream_refused: bool,
     /// The pipeline is not to use a slot (`cdc_mode = trigger`).
     pub triggers_wanted: bool,
 }
@@ -72,6 +74,7 @@ pub enum Diagnosis {
     SlotBeyondWal,
     SlotMoved,
     PublicationLost,
+    StreamRefused,
     Failover,
     TimelineChanged,
     Normal,
@@ -117,6 +120,7 @@ impl Diagnosis {
             SlotBeyondWal => "SLOT_BEYOND_WAL",
             SlotMoved => "SLOT_MOVED",
             PublicationLost => "PUBLICATION_LOST",
+            StreamRefused => "STREAM_REFUSED",
             Failover => "FAILOVER",
             TimelineChanged => "TIMELINE_CHANGED",
             Normal => "NORMAL",
@@ -145,6 +149,7 @@ impl Diagnosis {
             SlotBeyondWal => "the replication slot points beyond the server's WAL",
             SlotMoved => "the replication slot was moved without us",
             PublicationLost => "the publication was dropped or made anew",
+            StreamRefused => "the server can't decode from the replication slot's position",
             Failover => "the server was promoted, and the slot came with it",
             TimelineChanged => {
                 "the server was promoted or restored, and the slot's position can't be trusted"
@@ -216,6 +221,7 @@ pub static RULES: &[Rule] = &[
     rule("12", Diagnosis::SlotMoved, Action::Rebuild, true, |o| {
         slot(o, |s| s.confirmed.is_some_and(|c| c > frontier(o)))
     }),
+    rule("R", Diagnosis::StreamRefused, Action::Rebuild, true, |o| o.stream_refused),
     rule("13a", Diagnosis::Failover, Action::Resume, false, |o| {
         stored(o).is_some_and(|s| s.timeline != o.timeline)
             && (o.trust_slot_across_timelines || o.major >= 17 && slot(o, |s| s.synced && s.failover))

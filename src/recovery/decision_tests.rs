@@ -150,6 +150,11 @@ fn row_13_a_promotion_is_followed_only_with_a_slot_that_was_synchronized() {
 }
 
 #[test]
+fn row_r_a_slot_that_the_server_refuses_to_decode_is_given_up() {
+    assert_eq!(with(|o| o.stream_refused = true), ("R", Action::Rebuild));
+}
+
+#[test]
 fn row_14_another_publication_means_missed_changes() {
     assert_eq!(with(|o| o.publication_oid = Some(20001)), ("14", Action::Rebuild));
     assert_eq!(with(|o| o.publication_oid = None), ("14", Action::Rebuild));

@@ -34,17 +34,23 @@ pub(super) struct Plan {
 }
 
 /// Decides how this life gets its changes, and makes the server ready for it. Takes the pipeline over.
-pub(super) async fn prepare(control: &Client, options: &RunOptions, lease: &mut Lease) -> Result<Plan> {
+pub(super) async fn prepare(
+    control: &Client,
+    options: &RunOptions,
+    lease: &mut Lease,
+    distrust: bool,
+) -> Result<Plan> {
     let mode = cdc_mode(control, options).await?;
     let deadline = tokio::time::Instant::now() + SLOT_PATIENCE;
-    let mut observation = observe(control, options, lease, mode).await?;
+    let mut observation = observe(control, lease, mode).await?;
+    observation.stream_refused = distrust;
     let mut rule = decide(&observation);
     while rule.diagnosis == Diagnosis::SlotActive {
         if tokio::time::Instant::now() > deadline {
             return Err(in_use(control, lease.names.slot()).await?);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        observation = observe(control, options, lease, mode).await?;
+        observation = Observation { stream_refused: distrust, ..observe(control, lease, mode).await? };
         rule = decide(&observation);
     }
     tracing::debug!(row = rule.number, diagnosis = rule.diagnosis.code(), action = ?rule.action, "diagnosed");
@@ -83,26 +89,34 @@ pub(super) async fn prepare(control: &Client, options: &RunOptions, lease: &mut 
         }
         Action::NewIdentity => {
             let cause = note(control, options, lease, rule, &observation).await?;
-            if rule.diagnosis == Diagnosis::CopiedDatabase {
-                // The slot, publication and triggers of the original are never touched: other names from here on.
-                let install = store::new_install(control, &options.pipeline).await?;
-                lease.before.install_id = install;
-            } else {
+            if rule.diagnosis == Diagnosis::OtherCluster {
                 forget_old_slot(control, lease).await?;
             }
-            forget_old_publication(control, lease).await?;
+            // The slot, publication and triggers of the original are never touched: other names from here on.
+            lease.before.install_id = store::new_install(control, &options.pipeline).await?;
             lease.names =
                 PipelineNames::new(lease.identity.database_oid, &lease.before.install_id, &options.pipeline)?;
+            forget_old_publications(control, &options.pipeline, lease.names.publication()).await?;
             lease.take_over(control, &options.pipeline).await?;
+            forget_frontier(control, options, lease).await?;
             rebuild(control, options, lease, mode, cause, observation).await
         }
         Action::Rebuild => {
             let cause = note(control, options, lease, rule, &observation).await?;
             lease.take_over(control, &options.pipeline).await?;
             slot::drop_ours(control, lease.names.slot()).await?;
+            if lease.before.frontier.is_some_and(|f| f > observation.current) {
+                forget_frontier(control, options, lease).await?;
+            }
             rebuild(control, options, lease, mode, cause, observation).await
         }
     }
+}
+
+/// The stored position belongs to another history: nobody who waits may take it for one of this server.
+async fn forget_frontier(control: &Client, options: &RunOptions, lease: &mut Lease) -> Result<()> {
+    lease.before.frontier = Some(0);
+    store::reset_frontier(control, &options.pipeline, 0).await
 }
 
 /// Changes may be missing: triggers are installed at once, where that is possible for all sources, and the slot is made
@@ -193,12 +207,7 @@ pub(super) async fn cdc_mode(control: &Client, options: &RunOptions) -> Result<C
 }
 
 /// Reads everything that the table looks at, on one connection.
-pub(super) async fn observe(
-    control: &Client,
-    options: &RunOptions,
-    lease: &Lease,
-    mode: CdcMode,
-) -> Result<Observation> {
+pub(super) async fn observe(control: &Client, lease: &Lease, mode: CdcMode) -> Result<Observation> {
     let before = &lease.before;
     let stored = before.system_identifier.clone().map(|system_identifier| Stored {
         system_identifier,
@@ -227,7 +236,6 @@ pub(super) async fn observe(
         control.query_one("select pg_catalog.pg_current_wal_flush_lsn()", &[]).await.map_err(error)?;
     let database_name: String =
         control.query_one("select pg_catalog.current_database()::text", &[]).await.map_err(error)?.get(0);
-    let _ = options;
     Ok(Observation {
         in_recovery: lease.identity.in_recovery,
         lease_held: false,
@@ -241,6 +249,7 @@ pub(super) async fn observe(
         slot,
         publication_oid: publication::oid(control, lease.names.publication()).await?,
         cannot_stream: cannot_stream(control).await?,
+        stream_refused: false,
         trust_slot_across_timelines: trust.is_some_and(|t| ["on", "true", "yes", "1"].contains(&t.as_str())),
         triggers_wanted: mode == CdcMode::Trigger,
     })
@@ -335,12 +344,32 @@ pub(super) async fn tell_triggers_lost(
     Ok(())
 }
 
+/// Sources were out of the publication, or published in part, for a while: nobody knows what was not sent. Returns the
+/// error that makes the pipeline start anew. Where the whole publication is another one, the start tells.
+pub(super) async fn tell_unpublished(control: &Client, options: &RunOptions, oids: &[u32]) -> Result<Error> {
+    const SOURCES: &str = "select pg_catalog.clock_timestamp()::text, array(select pg_catalog.format('%I.%I', n.nspname, c.relname)
+            from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = any ($2) order by 1),
+            exists (select from pgtrickle.pgt_pipelines p join pg_catalog.pg_publication u
+                on u.pubname = p.publication_name and u.oid::bigint = p.publication_oid where p.pipeline = $1)";
+    let row = control.query_one(SOURCES, &[&options.pipeline, &oids]).await.map_err(error)?;
+    let (incident, sources): (String, Vec<String>) = (row.get(0), row.get(1));
+    const CAUSE: &str = "the table was not published whole for a while";
+    const ACTION: &str = "it is published and read again, and what was missed is repaired by difference";
+    let told = ("PUBLICATION_CHANGED", CAUSE, ACTION);
+    if row.get::<_, bool>(2) {
+        for source in store::note_recovery(control, &options.pipeline, &sources, told, &incident).await? {
+            tracing::warn!(source = %source, diagnosis = told.0, cause = CAUSE, action = ACTION, "capture was interrupted");
+        }
+    }
+    Ok(Error::new(ErrorKind::Identity, format!("{}: {CAUSE}", sources.join(", "))))
+}
+
 /// Whether triggers can be installed on every source of the pipeline's incremental stream tables.
 async fn fallback_ready(control: &Client, options: &RunOptions) -> Result<bool> {
-    const SOURCES: &str = "select distinct d.source::oid from pgtrickle.pgt_dependencies d
-        join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id join pg_catalog.pg_class c on c.oid = d.source
-        where s.pipeline = $1 and s.refresh_mode = 'DIFFERENTIAL' and d.source_type = 'TABLE'";
-    let rows = control.query(SOURCES, &[&options.pipeline]).await.map_err(error)?;
+    const OIDS: &str = "select c.oid from pg_catalog.unnest($1::text[]) n
+        join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(n)";
+    let names = store::captured_names(control, &options.pipeline).await?;
+    let rows = control.query(OIDS, &[&names]).await.map_err(error)?;
     let oids: Vec<u32> = rows.iter().map(|r| r.get(0)).collect();
     for id in trigger::source_ids(control, &options.pipeline, &oids).await? {
         if trigger::obstacle(control, id).await?.is_some() {
@@ -358,12 +387,15 @@ async fn forget_old_slot(control: &Client, lease: &Lease) -> Result<()> {
     }
 }
 
-/// A dump brings the original's publication along, under a name that nobody uses here.
-async fn forget_old_publication(control: &Client, lease: &Lease) -> Result<()> {
-    match &lease.before.slot_name {
-        Some(name) => publication::remove(control, name).await,
-        None => Ok(()),
+/// A dump and a copy bring the original's publication along. Nobody maintains it here: a source that loses its replica
+/// identity could not be updated any more.
+async fn forget_old_publications(control: &Client, pipeline: &str, ours: &str) -> Result<()> {
+    const OLD: &str = "select pubname::text from pg_catalog.pg_publication
+        where pubname ~ ('^pgtrickle_[0-9]+_[0-9a-f]{8}_' || $1 || '$') and pubname <> $2";
+    for row in control.query(OLD, &[&pipeline, &ours]).await.map_err(error)? {
+        publication::remove(control, row.get(0)).await?;
     }
+    Ok(())
 }
 
 async fn in_use(control: &Client, name: &str) -> Result<Error> {

@@ -266,8 +266,13 @@ impl Engine {
                 self.near = self.near.max(snapshot.xmax);
                 self.sources.snapshot(&instances, &snapshot)
             }
-            Some(prepare::Event::Loaded { instances, until, fingerprints, shapes }) => {
+            Some(prepare::Event::Loaded { instances, until, fingerprints, shapes, members }) => {
                 self.sources.loaded(&instances, until, &shapes, &mut self.carry)?;
+                for (oid, member) in members {
+                    if fingerprints.contains_key(&oid) {
+                        self.watched.members.insert(oid, member);
+                    }
+                }
                 self.fingerprints.extend(fingerprints);
                 Ok(())
             }

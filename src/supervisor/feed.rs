@@ -216,7 +216,7 @@ impl Engine {
         let progress = pending.progress;
         let installed: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
         let step = progress.clone();
-        let task = tokio::spawn(async move {
+        let task = super::spawn(async move {
             let mut outcome = writer.apply(&step, &batches, &notes, false).await;
             if let Ok(applied) = &mut outcome {
                 applied.failed.extend(broken);

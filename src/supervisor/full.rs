@@ -84,7 +84,7 @@ impl Engine {
             view.state = State::Full { due: now + Duration::from_secs(365 * 86_400), running: true };
         }
         let manual = !requests.is_empty();
-        tokio::spawn(async move {
+        super::spawn(async move {
             let outcome = recompute(&target, id, &pipeline, generation, manual).await;
             let answer = super::repair::answer(&outcome);
             if let (false, Ok(client)) = (requests.is_empty(), target.connect(Purpose::Tool).await) {

@@ -5,6 +5,7 @@
 //! are exact, so nothing is missed and nothing comes twice. A source that can't be published makes the pipeline start
 //! anew instead: its triggers have to change to messages under a lock.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -49,6 +50,7 @@ struct Ready {
     session: Option<Session>,
     start: u64,
     sources: Vec<u32>,
+    members: BTreeMap<u32, u32>,
 }
 
 impl Handover {
@@ -109,7 +111,7 @@ impl Engine {
         }
         let specs = self.sources.layouts();
         let (options, lease) = (self.options.clone(), self.lease.clone());
-        self.handover.running = Some(tokio::spawn(async move { make_ready(options, lease, specs).await }));
+        self.handover.running = Some(super::spawn(async move { make_ready(options, lease, specs).await }));
         Ok(())
     }
 
@@ -143,7 +145,12 @@ impl Engine {
 
     /// Everything that the cut shows has been fed: from here on the stream delivers.
     async fn switch(&mut self) -> Result<()> {
-        if self.polled.is_some() {
+        // Also everything that was polled is applied: its rows are still to be deleted from the buffers.
+        let drained = self.polled.is_none()
+            && self.flights.is_empty()
+            && self.pending.is_none()
+            && self.applying.is_none();
+        if !drained {
             return Ok(());
         }
         let (Some(cut), Some(ready)) = (self.handover.cut.take(), self.handover.ready.take()) else {
@@ -166,6 +173,10 @@ impl Engine {
         self.stream = Stream::Slot(Box::new(session));
         self.delivery_reason = None;
         self.watched.shrunk = false;
+        self.watched.members = ready.members;
+        // Everything up to the cut is applied, and the slot begins before it: the next start must find it so.
+        self.frontier = self.frontier.max(self.received);
+        store::reset_frontier(&self.control, &self.options.pipeline, self.frontier).await?;
         diagnose::deliver_by_slot(&self.control, &self.options, &self.lease).await?;
         for id in &ids {
             note(&self.control, *id, Capture::Transitioning, StateEvent::HandedOver, None).await?;
@@ -254,13 +265,14 @@ async fn slot_and_publication(
     if !publishable {
         store::reset_frontier(client, &options.pipeline, start).await?;
         diagnose::deliver_by_slot(client, options, lease).await?;
-        return Ok(Ready { session: None, start, sources });
+        return Ok(Ready { session: None, start, sources, members: BTreeMap::new() });
     }
     let name = lease.names.publication();
     publication::add_tables(client, name, specs, PATIENCE).await?;
+    let members = publication::members(client, name).await?;
     if let Some((_, blocked)) = writers::wait(client, name, &sources, &[], PATIENCE).await?.pop_first() {
         return Err(blocked);
     }
     let session = open_stream(options, lease, start).await?;
-    Ok(Ready { session: Some(session), start, sources })
+    Ok(Ready { session: Some(session), start, sources, members })
 }

@@ -29,6 +29,7 @@ pub async fn acquire(control: &Client, pipeline: &str) -> Result<Lease> {
     check_settings(control).await?;
     let identity = store::identity(control).await?;
     check_server(&identity)?;
+    check_no_restore(control).await?;
     migrate::check_installed(control).await?;
     const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))";
     if !control.query_one(LOCK, &[&LEASE_CLASS, &pipeline]).await.map_err(error)?.get::<_, bool>(0) {
@@ -63,6 +64,20 @@ async fn check_settings(control: &Client) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Between its sections a restore has neither keys nor all rows: nothing could be prepared rightly, and what we create
+/// would be in its way.
+async fn check_no_restore(control: &Client) -> Result<()> {
+    const RUNNING: &str = "select min(pid) from pg_catalog.pg_stat_activity
+        where datname = pg_catalog.current_database() and application_name = 'pg_restore'";
+    match control.query_one(RUNNING, &[]).await.map_err(error)?.get::<_, Option<i32>>(0) {
+        None => Ok(()),
+        Some(pid) => Err(Error::new(
+            ErrorKind::Contention,
+            format!("pg_restore (process {pid}) works on this database: waiting for its end"),
+        )),
+    }
 }
 
 fn check_server(identity: &Identity) -> Result<()> {

@@ -32,6 +32,7 @@ pub(super) async fn load(
     let (by_triggers, by_wal): (Vec<SourceSpec>, Vec<SourceSpec>) =
         specs.into_iter().partition(|s| s.triggers().is_some());
     publish(job, client, &by_wal, &mut failed).await?;
+    let members = publication::members(client, &job.publication).await?;
     let shapes = install(job, client, &by_triggers, &fresh, &mut failed).await?;
     note(job, client, &by_wal, &by_triggers).await?;
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
@@ -90,7 +91,7 @@ pub(super) async fn load(
     force_flush(client, &job.capturing.pipeline).await?;
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before, shapes })?;
+    job.send(Event::Loaded { instances, until, fingerprints: before, shapes, members })?;
     Ok(failed)
 }
 

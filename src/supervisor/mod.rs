@@ -26,6 +26,7 @@ mod watch;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::error::{Directive, Error, ErrorKind, Result};
 use crate::postgres::sessions::Target;
@@ -45,6 +46,8 @@ pub struct RunOptions {
 
 /// How long a run must last to count as a success that resets the backoff.
 const STABLE: Duration = Duration::from_secs(60);
+/// After so many refusals of the stream in a row the slot is given up.
+const DISTRUST: u32 = 3;
 /// Longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -53,15 +56,18 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
     let mut pause = Duration::from_millis(100);
     let mut reason = "the sidecar started".to_owned();
     let mut served = false;
+    let mut refusals = 0;
     loop {
         let started = tokio::time::Instant::now();
-        let error = match start::serve(&options, &reason, &shutdown, &mut served).await {
+        let distrust = refusals >= DISTRUST;
+        let error = match start::serve(&options, &reason, distrust, &shutdown, &mut served).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         if started.elapsed() > STABLE {
             pause = Duration::from_millis(100);
         }
+        refusals = if refuses(&error) { refusals + 1 } else { 0 };
         if let Some(fatal) = verdict(&error, served) {
             return Err(fatal.unwrap_or(error));
         }
@@ -73,6 +79,17 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
         }
         pause = (pause * 2).min(LONGEST);
     }
+}
+
+/// The server can't decode what the slot stands at (a publication that was not there at that moment, WAL or catalog
+/// rows that are gone): it will say so for ever.
+fn refuses(error: &Error) -> bool {
+    error.kind() == ErrorKind::Identity && matches!(error.sqlstate(), Some("42704" | "55000" | "58P01"))
+}
+
+/// A task of this pipeline: its log lines carry the same span (the database, where several are served).
+fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(task.in_current_span())
 }
 
 /// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.
@@ -97,7 +114,7 @@ mod tests {
     fn a_wrong_setup_ends_the_first_start_and_is_tried_again_once_it_has_served() {
         let ends = |kind, served| verdict(&Error::new(kind, "x"), served).is_some();
         use ErrorKind::*;
-        for kind in [Connection, Authentication, Privilege, ServerSetup, LeaseHeld] {
+        for kind in [Connection, Authentication, Privilege, ServerSetup, LeaseHeld, NotInstalled] {
             assert!(ends(kind, false) && !ends(kind, true), "{kind:?}");
         }
         for kind in [Config, SchemaVersion] {

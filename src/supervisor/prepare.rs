@@ -52,6 +52,8 @@ pub enum Event {
         fingerprints: Fingerprints,
         /// With what columns triggers record, by relation.
         shapes: BTreeMap<u32, i64>,
+        /// Memberships of the publication, by relation, from before the snapshot.
+        members: BTreeMap<u32, u32>,
     },
     Ready(Box<Prepared>),
     /// Not incremental: recomputed by PostgreSQL.

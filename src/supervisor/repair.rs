@@ -88,7 +88,7 @@ impl Engine {
             Err(e) => failed(e),
         };
         let target = self.options.target.clone();
-        tokio::spawn(async move {
+        super::spawn(async move {
             let told = async {
                 let client = target.connect(Purpose::Tool).await?;
                 for (request, role) in &waiting {

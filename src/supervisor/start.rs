@@ -16,10 +16,11 @@ use crate::pgoutput::Snapshot;
 use crate::postgres::sessions::{Purpose, error};
 use crate::replication::Session;
 
-/// Serves until `shutdown` or an error. Sets `served` once the stream has started.
+/// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Sets `served` once the stream has started.
 pub async fn serve(
     options: &RunOptions,
     reason: &str,
+    distrust: bool,
     shutdown: &CancellationToken,
     served: &mut bool,
 ) -> Result<()> {
@@ -28,7 +29,7 @@ pub async fn serve(
     history::close_interrupted(&control).await?;
     // Creating a slot waits for transactions of the whole cluster.
     let plan = tokio::select! {
-        plan = diagnose::prepare(&control, options, &mut lease) => plan?,
+        plan = diagnose::prepare(&control, options, &mut lease, distrust) => plan?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let reason = plan.cause.as_deref().unwrap_or(reason);
@@ -44,7 +45,7 @@ pub async fn serve(
     let writer_session = options.target.connect(Purpose::Apply).await?;
     let writer = Writer::new(writer_session, &options.pipeline, lease.generation).await?;
     let (dataflow, requests) = Dataflow::start(DataflowOptions { workers: options.workers })?;
-    let evaluation = tokio::spawn(evaluate::serve(options.target.clone(), requests));
+    let evaluation = super::spawn(evaluate::serve(options.target.clone(), requests));
     let near: Snapshot = control
         .query_one("select pg_catalog.pg_current_snapshot()::text", &[])
         .await

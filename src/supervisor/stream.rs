@@ -48,7 +48,7 @@ impl Polling {
     /// Starts to read, unless a look is under way.
     pub fn start(&mut self, sources: Vec<i64>, limit: usize) {
         if let Some(client) = self.client.take() {
-            self.running = Some(tokio::spawn(async move {
+            self.running = Some(super::spawn(async move {
                 let polled = poll::read(&client, &sources, limit).await;
                 (client, polled)
             }));

@@ -1,9 +1,11 @@
 //! What the loop looks at regularly: the catalog, requests, fingerprints, its own pulse.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::types::PgLsn;
 
+use super::diagnose;
 use super::engine::Engine;
 use super::load;
 use super::prepare;
@@ -51,6 +53,8 @@ pub(super) struct Watched {
     pub shrunk: bool,
     /// What the plans at hand were made from.
     pub validity: Validity,
+    /// Memberships of the publication under which the sources were loaded.
+    pub members: BTreeMap<u32, u32>,
     /// The catalog has been read.
     pub known: bool,
     /// What a start leaves to be done once everything is right again was done.
@@ -151,7 +155,7 @@ impl Engine {
         let (target, capturing) = (self.options.target.clone(), self.capturing());
         let incremental = self.views.incremental();
         let sources = store::as_sources(&self.views.all_rows(), |r| incremental.contains(&r.view));
-        tokio::spawn(async move {
+        super::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
                 requests::answer_analysis(&mut client, &request, &sources, &capturing).await
@@ -400,7 +404,7 @@ impl Engine {
             }
         }
         self.prepared_once = true;
-        self.preparing = Some(tokio::spawn(prepare::run(job)));
+        self.preparing = Some(super::spawn(prepare::run(job)));
         Ok(())
     }
 
@@ -428,17 +432,26 @@ impl Engine {
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
         let now = fingerprint::read(&self.control, &held).await?;
         self.check_triggers().await?;
-        let mut published = publication::tables(&self.control, self.lease.names.publication()).await?;
+        let published = publication::members(&self.control, self.lease.names.publication()).await?;
         let triggered = self.sources.triggered();
+        let mut unpublished = Vec::new();
         for (oid, _) in &held {
             let same =
                 self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
-            let captured = published.contains(oid) || triggered.iter().any(|(t, _)| t == oid);
-            if !same || !captured {
-                let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
-                let what = if same { "is not published whole any more" } else { "changed its shape" };
-                return Err(Error::new(ErrorKind::Identity, format!("{name} {what}")));
+            let member = published.get(oid);
+            let captured = triggered.iter().any(|(t, _)| t == oid)
+                || member.is_some() && self.watched.members.get(oid).is_none_or(|was| Some(was) == member);
+            let name = || self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
+            if !same {
+                let context = format!("{} changed its shape", name());
+                return Err(Error::new(ErrorKind::Identity, context));
             }
+            if !captured {
+                unpublished.push(*oid);
+            }
+        }
+        if !unpublished.is_empty() {
+            return Err(diagnose::tell_unpublished(&self.control, &self.options, &unpublished).await?);
         }
         self.fingerprints.extend(now);
         // Only after the comparison: a table that somebody took out must not come back unnoticed.
@@ -446,8 +459,9 @@ impl Engine {
             let held = self.sources.held();
             let awaited = writers::awaited(&self.control, self.lease.names.publication()).await?;
             let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
-            published.retain(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid));
-            let kept = published;
+            let kept = published.into_keys();
+            let kept: Vec<u32> =
+                kept.filter(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid)).collect();
             // In the loop nothing waits for an application's lock.
             self.watched.shrunk =
                 publication::shrink(&self.control, self.lease.names.publication(), &kept).await?;
