@@ -93,7 +93,7 @@ impl Engine {
     }
 
     /// Whether a slot that was given up may be made again.
-    pub(super) async fn may_return(&self) -> Result<bool> {
+    pub(super) async fn may_return(&mut self) -> Result<bool> {
         let seconds = RETURN_AFTER.as_secs();
         let sql = format!(
             "select coalesce(slot_shed_at < pg_catalog.clock_timestamp() - pgtrickle._setting_interval('slot_return_after', '{seconds} s'), true)
