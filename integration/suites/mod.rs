@@ -16,6 +16,7 @@ mod disk_full;
 mod expressions;
 mod harness;
 mod hazards;
+mod health;
 mod launcher;
 mod layout;
 mod maintenance;

@@ -24,13 +24,14 @@ pub enum End {
     Detached,
 }
 
-/// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Sets `served` once the stream has started.
+/// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Notes in `life` that the
+/// stream has started, and how long sources were read.
 pub async fn serve(
     options: &RunOptions,
     reason: &str,
     distrust: bool,
     shutdown: &CancellationToken,
-    served: &mut bool,
+    life: &mut super::Life,
 ) -> Result<End> {
     let control = options.target.connect(Purpose::Control).await?;
     let mut lease = lease::acquire(&control, &options.pipeline).await?;
@@ -80,11 +81,12 @@ pub async fn serve(
         memory_limit_mb = options.memory_limit >> 20,
         "streaming started"
     );
-    *served = true;
+    life.served = true;
     let token = trigger::token(&control, &options.pipeline).await?;
     let mut engine =
         Engine::new(options.clone(), lease, control, stream, writer, dataflow, frontier, near.xmax, reason)?;
     engine.sources.token = token;
+    engine.loading = life.loading.clone();
     if let Delivery::Poll { reason } = plan.delivery {
         engine.delivery_reason = Some(reason);
     }
