@@ -34,7 +34,7 @@ create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
                  '_renew_functions', '_create_capture', '_install_capture', '_forget_capture',
-                 'rebuild_cdc_triggers', 'detach', 'attach']
+                 'rebuild_cdc_triggers', 'detach', 'attach', 'acknowledge_recoveries']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.

@@ -54,6 +54,8 @@ pub const FILES: &[SchemaFile] = files![
     "011_snapshots_restore.sql",
     "012_maintenance.sql",
     "012_maintenance_restore.sql",
+    "013_health.sql",
+    "013_health_check.sql",
     "999_grants.sql",
 ];
 

@@ -225,9 +225,8 @@ fn check_source(relation: &Relation) -> Step<()> {
             format!("partitioned and inherited tables are not captured incrementally yet ({name})"),
         );
     }
-    match relation.persistence {
-        't' => return refuse("unsupported.temporary_table", format!("{name} is a temporary table")),
-        _ => {}
+    if relation.persistence == 't' {
+        return refuse("unsupported.temporary_table", format!("{name} is a temporary table"));
     }
     if relation.row_security {
         return refuse(
