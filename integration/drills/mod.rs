@@ -21,4 +21,5 @@ mod slots;
 mod standby;
 mod tools;
 mod triggers;
+mod upgrade;
 mod workload;

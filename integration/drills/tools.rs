@@ -136,6 +136,11 @@ impl Drill {
         server
     }
 
+    /// A new server with nothing but its superuser.
+    pub async fn empty_server(&self) -> Server {
+        self.start(ClusterOptions { prepared: false, ..options(&[]) }).await
+    }
+
     /// Starts the server on a data folder that a restore has made: `<folder>/data`. A recovery from an archive has ended
     /// when this returns.
     pub async fn restored(&self, folder: &Path, settings: &[(&str, &str)]) -> Server {
