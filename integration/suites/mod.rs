@@ -21,6 +21,7 @@ mod launcher;
 mod layout;
 mod maintenance;
 mod memory;
+mod open_transactions;
 mod oracle;
 mod pipeline;
 mod rights;
