@@ -92,6 +92,7 @@ async fn snapshots_checks_and_repairs_work_where_changes_are_polled() {
         app.batch_execute("select pgtrickle.resume_stream_table('bag')").await.unwrap();
         active().await;
         assert!(writers.stop().await > 0);
+        app.batch_execute("select pgtrickle.wait_for()").await.unwrap();
         dba.batch_execute("begin; set local session_replication_role = replica; delete from app.bag where ctid = (select min(ctid) from app.bag);
             insert into app.keyed values (-1, 0, 0); commit").await.unwrap();
         assert_eq!(verify(&app, "bag").await, "f 1 0");
