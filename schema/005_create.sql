@@ -198,6 +198,12 @@ begin
         raise exception 'invalid cdc_mode: %', quote_literal(cdc_mode) using errcode = '22023',
             hint = 'Use auto, trigger or wal.';
     end if;
+    if cdc_mode = 'wal' and (current_setting('wal_level') <> 'logical'
+        or not exists (select from pgtrickle.pgt_pipelines p join pg_replication_slots s on s.slot_name = p.slot_name)
+           and (select count(*) from pg_replication_slots) >= current_setting('max_replication_slots')::int) then
+        raise exception 'cdc_mode = ''wal'' requires wal_level = logical and an available replication slot'
+            using errcode = '22023', hint = 'Use auto: changes are then captured by triggers until the WAL can be had.';
+    end if;
     if user_writes not in ('refuse', 'allow') then
         raise exception 'invalid user_writes: %', quote_literal(user_writes) using errcode = '22023',
             hint = 'Use refuse or allow.';
@@ -264,6 +270,7 @@ begin
            refresh_mode = d.mode, refresh_reason = d.reason, evaluations = d.evaluations
      where t.pgt_id = id;
     perform pgtrickle._record_sources(id, view);
+    perform pgtrickle._check_wal_sources(id);
     perform pgtrickle._create_functions(id);
     if initialize then
         perform pgtrickle._recompute(id, 'INITIAL', 'INITIAL', null);

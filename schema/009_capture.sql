@@ -9,6 +9,8 @@ alter table pgtrickle.pgt_pipelines
     add column if not exists delivery text check (delivery in ('slot', 'poll')),
     add column if not exists delivery_reason text,
     add column if not exists publication_oid bigint,
+    -- When the slot was last given up because it retained too much WAL.
+    add column if not exists slot_shed_at timestamptz,
     -- Bounds that the triggers look at: past them a gap is marked instead of recording.
     add column if not exists buffer_limit bigint not null default 1073741824,
     add column if not exists capture_patience interval not null default '1 day';
@@ -365,6 +367,26 @@ begin
         end if;
     end loop;
     return null;
+end $$;
+
+-- Refuses cdc_mode = 'wal' over a table whose updates and deletes the WAL does not tell.
+create or replace function pgtrickle._check_wal_sources(id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    rel regclass;
+begin
+    select d.source into rel
+      from pgtrickle.pgt_stream_tables s join pgtrickle.pgt_dependencies d on d.pgt_id = s.pgt_id
+      join pg_class c on c.oid = d.source
+     where s.pgt_id = id and s.requested_cdc_mode = 'wal' and s.refresh_mode = 'DIFFERENTIAL' and d.source_type = 'TABLE'
+       and (c.relpersistence = 'u' or c.relreplident <> 'f' and not exists (
+            select from pg_index i where i.indrelid = c.oid and i.indimmediate and i.indisvalid and i.indpred is null
+               and (c.relreplident = 'd' and i.indisprimary or c.relreplident = 'i' and i.indisreplident)))
+     limit 1;
+    if found then
+        raise exception 'table % has no usable replica identity: cdc_mode = ''wal'' is impossible', rel using errcode = '22023',
+            hint = 'Add a primary key, set REPLICA IDENTITY FULL, or use cdc_mode => ''auto''.';
+    end if;
 end $$;
 
 -- Re-creates the triggers of every source that is captured by them; 'done' or what is wrong. For the installing role

@@ -6,6 +6,7 @@
 //! - `PGTRICKLE_BENCH_ONLY`: comma-separated parts of `memory,freshness,tps,bulk,drain,chain`
 //! - `PGTRICKLE_BENCH_SECONDS`: length of one run of load (5)
 //! - `PGTRICKLE_BENCH_WORKERS`: dataflow workers (1)
+//! - `PGTRICKLE_BENCH_CDC`: how changes are captured: `wal` or `trigger` (the sidecar's default)
 //! - `PGTRICKLE_TEST_PG`: major version, as for the tests
 //!
 //! Figures of one run belong together: what is compared runs in turns in the same process on the same machine.

@@ -114,7 +114,13 @@ impl World {
         let with = Side::start(orders, customers).await;
         let without = Side::start(orders, customers).await;
         with.db.install();
-        let mut sidecar = Sidecar::start(&with.db, &["--workers", &workers.to_string()]);
+        let workers = workers.to_string();
+        let mut arguments = vec!["--workers", &workers];
+        let capture = std::env::var("PGTRICKLE_BENCH_CDC").unwrap_or_default();
+        if !capture.is_empty() {
+            arguments.extend(["--cdc-mode", &capture]);
+        }
+        let mut sidecar = Sidecar::start(&with.db, &arguments);
         sidecar.wait_ready(LONG).await;
         World { sidecar, with, without, orders, customers }
     }

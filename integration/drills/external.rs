@@ -93,6 +93,9 @@ async fn pgbackrest_restores_a_full_backup() {
 async fn pgbackrest_restores_in_place_under_a_running_sidecar() {
     drill_with("pgbackrest-delta", When::All, "pgbackrest", async |drill| {
         let (mut scene, backrest) = backed_up(drill).await;
+        archive_now(&scene.db).await;
+        // Recovery goes to the end of the archive: what is stored there is what is known after it.
+        let before = Before::begin(&scene.db).await;
         blocking(|| scene.server.cluster.stop(StopMode::Fast)).expect("it stops");
         let data = scene.server.cluster.data_dir();
         let restore = format!("{} --pg1-path={} --delta restore", backrest.command(), data.display());
@@ -100,7 +103,7 @@ async fn pgbackrest_restores_in_place_under_a_running_sidecar() {
         blocking(|| scene.server.cluster.start_again()).expect("it comes back");
         scene.load.progress(20).await;
         scene.load.stop().await;
-        let before = Before::note(&scene.db).await;
+        let before = before.mark(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })

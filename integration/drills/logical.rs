@@ -1,6 +1,6 @@
 //! pg_dump and pg_restore: the guide's own commands, into the same cluster and into another one.
 
-use super::proof::{Expect, prove, revive};
+use super::proof::{Before, Expect, prove, revive};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{Drill, When, drill};
 
@@ -217,6 +217,7 @@ async fn a_dump_restores_into_a_fresh_cluster() {
 async fn a_dump_is_restored_over_the_live_database() {
     drill("dump-clean", When::Always, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
+        let before = Before::begin(&scene.db).await;
         drill.shell(scene.db.port, "pg_dump --format=custom --file=mydb.dump mydb").await;
         scene.load.progress(20).await;
         // The application stops for this, the sidecar need not.
@@ -228,7 +229,7 @@ async fn a_dump_is_restored_over_the_live_database() {
             )
             .await;
         revive(&mut scene.sidecar, drill).await;
-        let before = super::proof::Before::note(&scene.db).await;
+        let before = before.mark(&scene.db).await;
         super::proof::prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
         assert_eq!(scene.sidecar.terminate(super::proof::PATIENCE).await, Some(0));
     })

@@ -4,6 +4,7 @@ use super::logical::beside;
 use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
 use super::scene::{BOSS, Database, NAME, Scene};
 use super::tools::{When, drill};
+use crate::harness::wait::wait_until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_first_and_data_later_with_disabled_triggers() {
@@ -145,6 +146,36 @@ async fn the_owner_of_the_database_dumps_and_restores_it_without_a_superuser() {
         drill.shell(fresh.cluster.port(), &restore).await;
         let copy = Database { owner: BOSS, ..Database::new(&fresh, NAME) };
         prove(drill, &copy, Expect::Repair).await;
+    })
+    .await;
+}
+
+/// Something starts a sidecar on every database with our schema, also on one that is not complete yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_comes_while_the_database_is_being_restored() {
+    drill("dump-watched", When::Always, async |drill| {
+        let scene = Scene::set(drill, &[]).await;
+        let prepare = "pg_dump --format=custom --file=mydb.dump mydb
+             createdb mydb_restored
+             pg_restore --section=pre-data --dbname=mydb_restored mydb.dump";
+        drill.shell(scene.db.port, prepare).await;
+        let copy = scene.db.sibling("mydb_restored");
+        for section in ["data", "post-data"] {
+            let mut sidecar = copy.sidecar();
+            // Until it has said what it thinks of this: it serves, it has ended, or it tries again.
+            wait_until("the sidecar to look around", PATIENCE, || {
+                let said =
+                    !sidecar.is_running() || ["WARN", " ready "].iter().any(|w| sidecar.logs().contains(w));
+                async move { if said { Ok(()) } else { Err("nothing was said".to_owned()) } }
+            })
+            .await;
+            println!("drill {} on {}: before {section}:\n{}", drill.name, drill.major, sidecar.logs());
+            let restore = format!("pg_restore --section={section} --dbname=mydb_restored mydb.dump");
+            drill.shell(scene.db.port, &restore).await;
+            sidecar.kill9();
+        }
+        prove(drill, &copy, Expect::Either).await;
+        scene.finish().await;
     })
     .await;
 }

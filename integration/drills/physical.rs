@@ -44,10 +44,11 @@ pub async fn archive_now(db: &Database) {
 async fn the_server_crashes_under_load() {
     drill("crash", When::Always, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
+        let before = Before::begin(&scene.db).await;
         blocking(|| scene.server.cluster.restart(StopMode::Immediate)).expect("it comes back");
         scene.load.progress(20).await;
         scene.load.stop().await;
-        let before = Before::note(&scene.db).await;
+        let before = before.mark(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Resume).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })
@@ -142,6 +143,7 @@ async fn the_cluster_is_restored_in_place_under_a_running_sidecar() {
     drill("restore-in-place", When::Always, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
         let folder = drill.subfolder("backup");
+        let before = Before::begin(&scene.db).await;
         base_backup(drill, scene.db.port, &folder).await;
         scene.load.progress(60).await;
         blocking(|| scene.server.cluster.stop(StopMode::Fast)).expect("it stops");
@@ -151,7 +153,7 @@ async fn the_cluster_is_restored_in_place_under_a_running_sidecar() {
         blocking(|| scene.server.cluster.start_again()).expect("it comes back");
         scene.load.progress(20).await;
         scene.load.stop().await;
-        let before = Before::note(&scene.db).await;
+        let before = before.mark(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_postgres::Client;
 
-use super::proof::{PATIENCE, wait_active};
+use super::proof::{Before, PATIENCE, first_right_answer, wait_active};
 use super::tools::Drill;
 use super::workload::{Workload, transaction};
 use crate::harness::database::{APP, SIDECAR, connect, pgtrickle, printed};
 use crate::harness::servers::{SUPERUSER, Server};
 use crate::harness::sidecar::Sidecar;
+use crate::harness::wait::wait_until;
 
 /// Name of the database, as in the guide.
 pub const NAME: &str = "mydb";
@@ -180,13 +181,25 @@ impl Scene {
         Self::live(server, db).await
     }
 
-    /// As [`Scene::set`], with changes that are captured by triggers and read from buffers.
+    /// As [`Scene::set`]; then changes are captured by triggers and read from buffers.
     pub async fn with_triggers(drill: &Drill, settings: &[(&str, &str)]) -> Scene {
-        let server = drill.server(settings, true).await;
-        let db = create_database(&server, APP).await;
+        let mut scene = Self::set(drill, settings).await;
         let mode = "insert into pgtrickle.settings (key, value) values ('cdc_mode', 'trigger')";
-        db.as_dba().await.batch_execute(mode).await.expect("a setting");
-        Self::live(server, db).await
+        scene.db.as_dba().await.batch_execute(mode).await.expect("a setting");
+        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+        scene.sidecar.start_again();
+        wait_until("changes to be captured by triggers", PATIENCE, || async {
+            let state =
+                "select delivery || ' ' || string_agg(distinct capture, ',') from pgtrickle.pgt_pipelines
+                natural join pgtrickle.pgt_sources group by delivery";
+            match scene.db.value(state).await.as_deref() {
+                Some("poll trigger") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        first_right_answer(&scene.db, &Before::note(&scene.db).await).await;
+        scene
     }
 
     async fn live(server: Server, db: Database) -> Scene {
@@ -195,6 +208,9 @@ impl Scene {
         create_streams(&db).await;
         let load = db.workload();
         wait_active(&db).await;
+        let full = "select string_agg(concat_ws(' ', name, refresh_reason), ', ') from pgtrickle.pgt_status()
+            where refresh_mode <> 'DIFFERENTIAL' and name <> 'app.frequent'";
+        assert_eq!(db.value(full).await, None, "stream tables that are recomputed");
         load.progress(20).await;
         Scene { server, db, sidecar, load }
     }

@@ -3,9 +3,10 @@
 use pgtrickle::postgres::cluster::StopMode;
 
 use super::physical::{base_backup, borrowed};
-use super::proof::{Expect, PATIENCE, prove};
+use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{Drill, When, blocking, drill, drill_on, give};
+use crate::harness::fault::Proxy;
 use crate::harness::servers::{SUPERUSER, Server};
 use crate::harness::wait::wait_until;
 
@@ -111,6 +112,32 @@ async fn a_failover_slot_is_ahead_of_the_promoted_database() {
             where slot_type = 'logical'";
         copy.value(advance).await;
         prove(drill, &copy, Expect::Repair).await;
+    })
+    .await;
+}
+
+/// Sidecar and application know one address; behind it another server takes over.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_primary_is_switched_behind_one_address() {
+    drill("switch-over", When::Always, async |drill| {
+        let mut scene = Scene::set(drill, &[]).await;
+        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+        let proxy = Proxy::start(scene.db.port).await;
+        let address = Database { port: proxy.port(), ..scene.db.clone() };
+        let mut sidecar = address.sidecar();
+        sidecar.wait_ready(PATIENCE).await;
+        let standby = standby(drill, &scene, &[]).await;
+        let copy = Database::new(&standby, NAME);
+        scene.load.progress(20).await;
+        scene.load.stop().await;
+        let before = Before::begin(&scene.db).await;
+        caught_up(&scene.db, &copy).await;
+        blocking(|| scene.server.cluster.stop(StopMode::Fast)).expect("it stops");
+        assert_eq!(copy.value("pg_promote()").await.as_deref(), Some("true"));
+        proxy.retarget(copy.port);
+        let before = before.mark(&address).await;
+        prove_served(drill, &address, &mut sidecar, before, Expect::Repair).await;
+        assert_eq!(sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;
 }

@@ -26,9 +26,10 @@ pub enum When {
 }
 
 /// Drills that fail today, and what they wait for. `PGTRICKLE_DRILLS=open` runs these alone.
-const OPEN: &[(&str, &str)] =
-    &[("publication-table-rejoined", REJOINED), ("publication-table-rejoined-at-once", REJOINED)];
-const REJOINED: &str = "changes made between leaving and joining the publication are missed";
+const OPEN: &[(&str, &str)] = &[(
+    "triggers-data-only",
+    "rows that a load records under the restored triggers and rows of the restored buffers have the same keys",
+)];
 
 /// One drill on one major version.
 pub struct Drill {

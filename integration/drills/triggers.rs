@@ -82,7 +82,8 @@ async fn the_sources_are_loaded_with_disabled_triggers() {
         drill.shell(scene.db.port, &restore).await;
         super::proof::become_equal(&scene.db).await;
         let before = before.mark(&scene.db).await;
-        prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
+        // The first broken seal that is seen has everything read again: the others need not be told.
+        prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Either).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;
@@ -109,10 +110,11 @@ async fn a_base_backup_with_full_buffers_goes_on() {
 async fn the_server_crashes_under_trigger_capture() {
     drill("triggers-crash", When::All, async |drill| {
         let mut scene = Scene::with_triggers(drill, &[]).await;
+        let before = Before::begin(&scene.db).await;
         blocking(|| scene.server.cluster.restart(StopMode::Immediate)).expect("it comes back");
         scene.load.progress(20).await;
         scene.load.stop().await;
-        let before = Before::note(&scene.db).await;
+        let before = before.mark(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Resume).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })
@@ -143,7 +145,8 @@ async fn tampered(name: &'static str, when: When, first: &str, last: &str) {
         scene.load.stop().await;
         super::proof::become_equal(&scene.db).await;
         let before = before.mark(&scene.db).await;
-        prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Repair).await;
+        // The first broken seal that is seen has everything read again: the others need not be told.
+        prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Either).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;

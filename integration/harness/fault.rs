@@ -21,6 +21,8 @@ struct State {
     frozen: bool,
     /// Every piece waits this long.
     delay: Duration,
+    /// Port of the server behind it.
+    target: u16,
 }
 
 /// A proxy on 127.0.0.1 in front of a server; it ends, with its connections, when it is dropped.
@@ -34,9 +36,9 @@ impl Proxy {
     pub async fn start(target: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port for the proxy");
         let port = listener.local_addr().expect("its address").port();
-        let start = State { generation: 0, refuse: false, frozen: false, delay: Duration::ZERO };
+        let start = State { generation: 0, refuse: false, frozen: false, delay: Duration::ZERO, target };
         let (state, watched) = watch::channel(start);
-        tokio::spawn(accept(listener, target, watched));
+        tokio::spawn(accept(listener, watched));
         Proxy { port, state }
     }
 
@@ -68,6 +70,14 @@ impl Proxy {
         self.state.send_modify(|state| state.delay = delay);
     }
 
+    /// Leads to another server from now on, as an address that a failover moves; all connections are closed.
+    pub fn retarget(&self, target: u16) {
+        self.state.send_modify(|state| {
+            state.target = target;
+            state.generation += 1;
+        });
+    }
+
     /// Back to normal; what was frozen arrives.
     pub fn heal(&self) {
         self.state.send_modify(|state| {
@@ -78,7 +88,7 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: u16, mut state: watch::Receiver<State>) {
+async fn accept(listener: TcpListener, mut state: watch::Receiver<State>) {
     loop {
         let client = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -97,6 +107,7 @@ async fn accept(listener: TcpListener, target: u16, mut state: watch::Receiver<S
         let state = state.clone();
         tokio::spawn(async move {
             let generation = state.borrow().generation;
+            let target = state.borrow().target;
             let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             let (from_client, to_client) = client.into_split();

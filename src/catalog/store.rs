@@ -99,12 +99,14 @@ pub struct PipelineRow {
     /// The last life received changes by polling.
     pub polled: bool,
     pub publication_oid: Option<u32>,
+    /// The slot was given up and has not been made again.
+    pub shed: bool,
 }
 
 pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
     const SQL: &str =
         "select install_id::text, generation, system_identifier, timeline, database_oid, slot_name, frontier,
-            database_name, delivery = 'poll', publication_oid
+            database_name, delivery = 'poll', publication_oid, delivery = 'slot' and slot_shed_at > started_at
         from pgtrickle.pgt_pipelines where pipeline = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(error)?.ok_or_else(|| {
         Error::new(ErrorKind::Config, format!("there is no pipeline {name} in this database"))
@@ -121,6 +123,7 @@ pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
         database_name: row.get(7),
         polled: row.get::<_, Option<bool>>(8).unwrap_or(false),
         publication_oid: row.get::<_, Option<i64>>(9).and_then(|oid| u32::try_from(oid).ok()),
+        shed: row.get::<_, Option<bool>>(10).unwrap_or(false),
     })
 }
 
@@ -180,6 +183,14 @@ pub async fn set_delivery(
         where pipeline = $1";
     let publication = publication.map(i64::from);
     client.execute(SQL, &[&name, &delivery, &reason, &publication]).await.map_err(error)?;
+    Ok(())
+}
+
+/// The slot is given up: it retained too much WAL.
+pub async fn shed_slot(client: &Client, name: &str) -> Result<()> {
+    const SQL: &str =
+        "update pgtrickle.pgt_pipelines set slot_shed_at = pg_catalog.clock_timestamp() where pipeline = $1";
+    client.execute(SQL, &[&name]).await.map_err(error)?;
     Ok(())
 }
 

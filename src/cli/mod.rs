@@ -13,11 +13,14 @@ use crate::config::{Flags, Settings, Sources};
 use crate::error::{Error, Result};
 
 mod demo;
+mod detach;
+mod drill;
 mod explain;
 mod init;
 mod logs;
 mod run;
 mod signals;
+mod snapshot;
 mod status;
 
 /// Exit code of a demo that found a difference, and of a shutdown that was cut short.
@@ -70,6 +73,14 @@ enum Command {
     Status(status::StatusArgs),
     /// Show how a stream table is maintained, and why it is not incremental
     Explain(explain::ExplainArgs),
+    /// Copy stream tables into snapshots, all at one moment
+    Snapshot(snapshot::SnapshotArgs),
+    /// Make the sidecar leave a database: slot and sessions go, until `attach`
+    Detach(detach::DetachArgs),
+    /// Let a sidecar serve a detached database again
+    Attach(detach::AttachArgs),
+    /// Rehearse a restore: copy the server, run a sidecar on the copy, compare every stream table
+    Drill(drill::DrillArgs),
     /// Show the version
     Version,
 }
@@ -121,6 +132,10 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Init(args) => args.connection.add_to(&mut flags),
         Command::Status(args) => args.connection.add_to(&mut flags),
         Command::Explain(args) => args.connection.add_to(&mut flags),
+        Command::Snapshot(args) => args.connection.add_to(&mut flags),
+        Command::Detach(args) => args.connection.add_to(&mut flags),
+        Command::Attach(args) => args.connection.add_to(&mut flags),
+        Command::Drill(args) => args.connection.add_to(&mut flags),
         Command::Demo(_) | Command::Version => {}
     }
     let sources = || -> Result<Sources> {
@@ -150,6 +165,10 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Init(args) => on_runtime(1, init::run(args, settings()?)),
         Command::Status(args) => on_runtime(1, status::run(args, settings()?)),
         Command::Explain(args) => on_runtime(1, explain::run(args, settings()?)),
+        Command::Snapshot(args) => on_runtime(1, snapshot::run(args, settings()?)),
+        Command::Detach(args) => on_runtime(1, detach::detach(args, settings()?)),
+        Command::Attach(args) => on_runtime(1, detach::attach(args, settings()?)),
+        Command::Drill(args) => on_runtime(1, drill::run(args, settings()?)),
     }
 }
 

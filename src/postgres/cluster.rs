@@ -142,6 +142,27 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// An empty folder that belongs to the server's user, to be filled and given to [`Cluster::start`]: `dir`, or a fresh
+    /// one.
+    ///
+    /// # Errors
+    /// `Config` when `dir` is not empty or the server's user can't reach it.
+    pub fn empty_folder(dir: Option<&Path>) -> Result<PathBuf> {
+        let account = account::server_account()?;
+        let folder = match dir {
+            None => prepare::scratch_folder(account)?,
+            Some(dir) => match prepare::given_folder(dir, account)? {
+                (folder, false) => folder,
+                (folder, true) => {
+                    let what = format!("{} holds a cluster already", folder.display());
+                    return Err(Error::new(ErrorKind::Config, what).with_hint("name an empty folder"));
+                }
+            },
+        };
+        hand_over(&folder, 0o700, account)?;
+        Ok(folder)
+    }
+
     /// TCP port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port

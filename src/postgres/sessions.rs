@@ -84,6 +84,10 @@ impl Target {
         &self.config
     }
 
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
     /// The same server and user, another database.
     pub fn with_database(&self, database: &str) -> Target {
         let mut target = self.clone();

@@ -49,6 +49,8 @@ pub struct Observation {
     pub cannot_stream: Option<String>,
     /// Positions of a slot that survived a promotion are trusted (Patroni, pg_failover_slots).
     pub trust_slot_across_timelines: bool,
+    /// Our policy gave the slot up because it retained too much WAL.
+    pub shed: bool,
     /// The server refused to stream from the slot several times in a row.
     pub stream_refused: bool,
     /// The pipeline is not to use a slot (`cdc_mode = trigger`).
@@ -75,6 +77,7 @@ pub enum Diagnosis {
     SlotMoved,
     PublicationLost,
     StreamRefused,
+    SlotShed,
     Failover,
     TimelineChanged,
     Normal,
@@ -121,6 +124,7 @@ impl Diagnosis {
             SlotMoved => "SLOT_MOVED",
             PublicationLost => "PUBLICATION_LOST",
             StreamRefused => "STREAM_REFUSED",
+            SlotShed => "SLOT_SHED",
             Failover => "FAILOVER",
             TimelineChanged => "TIMELINE_CHANGED",
             Normal => "NORMAL",
@@ -150,6 +154,7 @@ impl Diagnosis {
             SlotMoved => "the replication slot was moved without us",
             PublicationLost => "the publication was dropped or made anew",
             StreamRefused => "the server can't decode from the replication slot's position",
+            SlotShed => "the replication slot retained too much WAL and was given up",
             Failover => "the server was promoted, and the slot came with it",
             TimelineChanged => {
                 "the server was promoted or restored, and the slot's position can't be trusted"
@@ -203,6 +208,7 @@ pub static RULES: &[Rule] = &[
     rule("7", Diagnosis::SlotActive, Action::Refuse, false, |o| slot(o, |s| s.active)),
     rule("T", Diagnosis::TriggersWanted, Action::Triggers, false, |o| o.triggers_wanted),
     rule("L", Diagnosis::WalImpossible, Action::Triggers, true, |o| o.cannot_stream.is_some()),
+    rule("D15", Diagnosis::SlotShed, Action::Rebuild, true, |o| o.shed && o.slot.is_some()),
     rule("P", Diagnosis::Polled, Action::Triggers, false, |o| stored(o).is_some_and(|s| s.polled)),
     rule("8", Diagnosis::SlotInvalidated, Action::Rebuild, true, |o| {
         slot(o, |s| {

@@ -150,6 +150,11 @@ fn row_13_a_promotion_is_followed_only_with_a_slot_that_was_synchronized() {
 }
 
 #[test]
+fn row_d15_a_slot_that_was_given_up_goes() {
+    assert_eq!(with(|o| o.shed = true), ("D15", Action::Rebuild));
+}
+
+#[test]
 fn row_r_a_slot_that_the_server_refuses_to_decode_is_given_up() {
     assert_eq!(with(|o| o.stream_refused = true), ("R", Action::Rebuild));
 }
@@ -190,5 +195,14 @@ fn every_row_has_its_own_number_and_warns_exactly_where_changes_may_be_missing()
         let expected = matches!(rule.action, Action::Rebuild | Action::NewIdentity)
             || rule.diagnosis == Diagnosis::WalImpossible;
         assert_eq!(rule.warns, expected, "row {}", rule.number);
+    }
+}
+
+#[test]
+fn every_warning_has_an_entry_in_the_runbook() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbook.md")).unwrap();
+    let own = ["TRIGGERS_LOST", "PUBLICATION_CHANGED"];
+    for code in RULES.iter().filter(|r| r.warns).map(|r| r.diagnosis.code()).chain(own) {
+        assert!(page.contains(&format!("\n## {code}\n")), "docs/runbook.md has no entry {code}");
     }
 }

@@ -249,6 +249,7 @@ pub(super) async fn observe(control: &Client, lease: &Lease, mode: CdcMode) -> R
         slot,
         publication_oid: publication::oid(control, lease.names.publication()).await?,
         cannot_stream: cannot_stream(control).await?,
+        shed: before.shed,
         stream_refused: false,
         trust_slot_across_timelines: trust.is_some_and(|t| ["on", "true", "yes", "1"].contains(&t.as_str())),
         triggers_wanted: mode == CdcMode::Trigger,

@@ -4,7 +4,9 @@
 //! the next epoch. The loop never blocks on the server: what takes long runs beside it and reports.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -57,6 +59,8 @@ pub(super) struct Applying {
 
 pub(super) struct Engine {
     pub options: RunOptions,
+    /// Ends the loop as a shutdown does: the pipeline is detached.
+    pub stop: CancellationToken,
     pub lease: Lease,
     pub control: Client,
     pub stream: Stream,
@@ -85,8 +89,10 @@ pub(super) struct Engine {
     pub received: u64,
     pub fed: u64,
     pub frontier: u64,
-    /// Commits at or below it were applied before this life.
+    /// Commits at or below it were applied before this life, or received before the stream was resumed.
     pub start: u64,
+    /// End of the last transaction that was received whole.
+    pub last_commit: u64,
     pub server_time: Option<chrono::DateTime<chrono::Utc>>,
     /// A recent snapshot's xmax, to widen transaction ids.
     pub near: u64,
@@ -94,6 +100,9 @@ pub(super) struct Engine {
     /// Why changes come from buffers.
     pub delivery_reason: Option<String>,
     pub handover: Handover,
+    /// Milliseconds that sources were read, for the next life; and since when they are being read now.
+    pub loading: Arc<AtomicU64>,
+    load_started: Option<Instant>,
     pub watched: Watched,
     pub announced: bool,
     /// The stream tables found at the start have joined, in one apply. Before that nothing is written and the frontier
@@ -129,6 +138,7 @@ impl Engine {
         Ok(Engine {
             assembler: Assembler::new(budget).with_message_prefix(super::requests::PREFIX),
             options,
+            stop: CancellationToken::new(),
             lease,
             control,
             stream,
@@ -153,11 +163,14 @@ impl Engine {
             fed: frontier,
             frontier,
             start: frontier,
+            last_commit: frontier,
             server_time: None,
             near,
             reason: reason.to_owned(),
             delivery_reason: None,
             handover: Handover::default(),
+            loading: Arc::default(),
+            load_started: None,
             watched: Watched::default(),
             announced: false,
             settled: false,
@@ -207,7 +220,11 @@ impl Engine {
                 result = self.dataflow.next(), if !self.flights.is_empty() => self.completed(result?)?,
                 event = self.events.recv() => self.prepared(event).await?,
                 _ = ticks.tick() => self.tick().await?,
-                arrived = self.stream.next(), if receive => self.arrived(arrived?)?,
+                arrived = self.stream.next(), if receive => {
+                    if let Err(e) = arrived.and_then(|a| self.arrived(a)) {
+                        self.reconnect(e).await?;
+                    }
+                }
             }
             self.pump()?;
         }
@@ -230,6 +247,7 @@ impl Engine {
             StreamEvent::Commit { commit_lsn, end_lsn, commit_time } => {
                 let transaction = self.assembler.commit(commit_lsn, end_lsn, commit_time)?;
                 self.received = self.received.max(end_lsn);
+                self.last_commit = self.last_commit.max(end_lsn);
                 if end_lsn > self.start {
                     let xid = widen_xid(transaction.xid, self.near);
                     self.queue_bytes += transaction.bytes;
@@ -264,9 +282,13 @@ impl Engine {
             Some(prepare::Event::Register { specs, reply }) => self.register(specs, reply),
             Some(prepare::Event::Snapshot { instances, snapshot }) => {
                 self.near = self.near.max(snapshot.xmax);
+                self.load_started = Some(Instant::now());
                 self.sources.snapshot(&instances, &snapshot)
             }
             Some(prepare::Event::Loaded { instances, until, fingerprints, shapes, members }) => {
+                if let Some(started) = self.load_started.take() {
+                    self.loading.fetch_add(started.elapsed().as_millis() as u64, Ordering::Relaxed);
+                }
                 self.sources.loaded(&instances, until, &shapes, &mut self.carry)?;
                 for (oid, member) in members {
                     if fingerprints.contains_key(&oid) {

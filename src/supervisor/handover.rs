@@ -105,6 +105,10 @@ impl Engine {
         if mode == CdcMode::Trigger {
             return Ok(());
         }
+        if !self.may_return().await? {
+            self.say("the slot was given up because it retained too much WAL; it is made again later");
+            return Ok(());
+        }
         if let Some(reason) = diagnose::cannot_stream(&self.control).await? {
             self.say(&reason);
             return Ok(());
@@ -169,7 +173,7 @@ impl Engine {
         load::force_flush(&self.control, &self.options.pipeline).await?;
         let ids: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
         self.sources.hand_over(&cut, until, |layout| layout.captured_by = CapturedBy::Wal);
-        self.start = ready.start;
+        (self.start, self.last_commit) = (ready.start, ready.start);
         self.stream = Stream::Slot(Box::new(session));
         self.delivery_reason = None;
         self.watched.shrunk = false;

@@ -3,10 +3,12 @@
 //! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
 //! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
 
+mod detach;
 mod diagnose;
 mod engine;
 mod feed;
 mod full;
+mod guard;
 mod handover;
 mod lease;
 mod load;
@@ -15,6 +17,7 @@ mod polling;
 mod prepare;
 mod repair;
 mod requests;
+mod resume;
 mod rights;
 mod sources;
 mod start;
@@ -23,6 +26,9 @@ mod validity;
 mod views;
 mod watch;
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -48,6 +54,9 @@ pub struct RunOptions {
 const STABLE: Duration = Duration::from_secs(60);
 /// After so many refusals of the stream in a row the slot is given up.
 const DISTRUST: u32 = 3;
+/// Readings of all sources per hour without a rest.
+const FREE_LOADS: usize = 3;
+const HOUR: Duration = Duration::from_secs(3600);
 /// Longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -55,29 +64,88 @@ const LONGEST: Duration = Duration::from_secs(15);
 pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()> {
     let mut pause = Duration::from_millis(100);
     let mut reason = "the sidecar started".to_owned();
-    let mut served = false;
+    let mut life = Life::default();
     let mut refusals = 0;
+    let mut loads = VecDeque::new();
     loop {
         let started = tokio::time::Instant::now();
         let distrust = refusals >= DISTRUST;
-        let error = match start::serve(&options, &reason, distrust, &shutdown, &mut served).await {
-            Ok(()) => return Ok(()),
+        let error = match start::serve(&options, &reason, distrust, &shutdown, &mut life).await {
+            Ok(start::End::Stopped) => return Ok(()),
+            Ok(start::End::Detached) => {
+                if !detach::wait_attached(&options.target, &options.pipeline, &shutdown).await? {
+                    return Ok(());
+                }
+                reason = "the pipeline was attached again".to_owned();
+                continue;
+            }
             Err(error) => error,
         };
         if started.elapsed() > STABLE {
             pause = Duration::from_millis(100);
         }
         refusals = if refuses(&error) { refusals + 1 } else { 0 };
-        if let Some(fatal) = verdict(&error, served) {
+        if let Some(fatal) = verdict(&error, life.served) {
             return Err(fatal.unwrap_or(error));
         }
-        tracing::warn!(error = %error, hint = error.hint(), again_in_ms = pause.as_millis() as u64, "starting again");
+        let took = Duration::from_millis(life.loading.swap(0, Ordering::Relaxed));
+        let wait = pause.max(rest_after(&mut loads, tokio::time::Instant::now(), took));
+        let again_in_ms = wait.as_millis() as u64;
+        tracing::warn!(error = %error, hint = error.hint(), again_in_ms, "starting again");
+        if wait > pause {
+            tell_rest(&options, wait).await;
+        }
         reason = error.to_string();
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(wait) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
         pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// What one life of the pipeline leaves to the next.
+#[derive(Default)]
+struct Life {
+    /// The stream has started once: what is wrong later may come right again.
+    served: bool,
+    /// Milliseconds that sources were read in this life.
+    loading: Arc<AtomicU64>,
+}
+
+/// How long to wait before the sources are read again. A few times an hour are free; beyond that reading takes at most a
+/// tenth of the time: a cause that comes back must not become a loop of full reads of the primary.
+fn rest_after(
+    loads: &mut VecDeque<tokio::time::Instant>,
+    now: tokio::time::Instant,
+    took: Duration,
+) -> Duration {
+    if took.is_zero() {
+        return Duration::ZERO;
+    }
+    loads.push_back(now);
+    while loads.front().is_some_and(|first| now.duration_since(*first) > HOUR) {
+        loads.pop_front();
+    }
+    if loads.len() <= FREE_LOADS { Duration::ZERO } else { (took * 9).min(HOUR) }
+}
+
+/// Operators are told: until then the stream tables stay as they are.
+async fn tell_rest(options: &RunOptions, wait: Duration) {
+    let seconds = wait.as_secs();
+    tracing::warn!(
+        seconds,
+        event = "hydration_limited",
+        "the sources were read more than {FREE_LOADS} times within an hour: resting before they are read again"
+    );
+    let payload =
+        serde_json::json!({"event": "hydration_limited", "pipeline": options.pipeline, "seconds": seconds});
+    let told = async {
+        let client = options.target.connect(crate::postgres::sessions::Purpose::Tool).await?;
+        guard::alert(&client, &payload).await
+    };
+    if let Err(e) = told.await {
+        tracing::debug!(error = %e, "nobody could be alerted");
     }
 }
 
@@ -109,6 +177,18 @@ fn verdict(error: &Error, served: bool) -> Option<Option<Error>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_all_sources_again_and_again_is_limited_to_a_tenth_of_the_time() {
+        let mut loads = VecDeque::new();
+        let now = tokio::time::Instant::now();
+        let second = Duration::from_secs(1);
+        let rests: Vec<Duration> = (0..5).map(|_| rest_after(&mut loads, now, second)).collect();
+        assert_eq!(rests, [second * 0, second * 0, second * 0, second * 9, second * 9]);
+        // A life that read nothing costs nothing; an hour later all is forgotten.
+        assert_eq!(rest_after(&mut loads, now, Duration::ZERO), Duration::ZERO);
+        assert_eq!(rest_after(&mut loads, now + HOUR + second, second), Duration::ZERO);
+    }
 
     #[test]
     fn a_wrong_setup_ends_the_first_start_and_is_tried_again_once_it_has_served() {

@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
+use super::detach;
 use super::diagnose::{self, Delivery};
 use super::engine::Engine;
 use super::lease::{self, Lease};
@@ -16,21 +17,35 @@ use crate::pgoutput::Snapshot;
 use crate::postgres::sessions::{Purpose, error};
 use crate::replication::Session;
 
-/// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Sets `served` once the stream has started.
+/// How a life ended well.
+pub enum End {
+    Stopped,
+    /// The pipeline is to be left alone.
+    Detached,
+}
+
+/// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Notes in `life` that the
+/// stream has started, and how long sources were read.
 pub async fn serve(
     options: &RunOptions,
     reason: &str,
     distrust: bool,
     shutdown: &CancellationToken,
-    served: &mut bool,
-) -> Result<()> {
+    life: &mut super::Life,
+) -> Result<End> {
     let control = options.target.connect(Purpose::Control).await?;
     let mut lease = lease::acquire(&control, &options.pipeline).await?;
+    let names = lease.names.clone();
+    if detach::is_detached(&control, &options.pipeline).await? {
+        drop(control);
+        detach::leave(&options.target, &names).await?;
+        return Ok(End::Detached);
+    }
     history::close_interrupted(&control).await?;
     // Creating a slot waits for transactions of the whole cluster.
     let plan = tokio::select! {
         plan = diagnose::prepare(&control, options, &mut lease, distrust) => plan?,
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(End::Stopped),
     };
     let reason = plan.cause.as_deref().unwrap_or(reason);
     let (stream, frontier) = match &plan.delivery {
@@ -66,19 +81,25 @@ pub async fn serve(
         memory_limit_mb = options.memory_limit >> 20,
         "streaming started"
     );
-    *served = true;
+    life.served = true;
     let token = trigger::token(&control, &options.pipeline).await?;
     let mut engine =
         Engine::new(options.clone(), lease, control, stream, writer, dataflow, frontier, near.xmax, reason)?;
     engine.sources.token = token;
+    engine.loading = life.loading.clone();
     if let Delivery::Poll { reason } = plan.delivery {
         engine.delivery_reason = Some(reason);
     }
-    let outcome = engine.run(shutdown, evaluation).await;
-    if outcome.is_ok() {
+    // Cancelled by the shutdown, or by the loop itself when it finds the mark of a detach.
+    let stop = shutdown.child_token();
+    engine.stop = stop.clone();
+    engine.run(&stop, evaluation).await?;
+    if shutdown.is_cancelled() {
         tracing::info!("stopped");
+        return Ok(End::Stopped);
     }
-    outcome
+    detach::leave(&options.target, &names).await?;
+    Ok(End::Detached)
 }
 
 pub(super) async fn open_stream(options: &RunOptions, lease: &Lease, frontier: u64) -> Result<Session> {

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::PgLsn;
 
+use super::detach;
 use super::diagnose;
 use super::engine::Engine;
+use super::guard::Level;
 use super::load;
 use super::prepare;
 use super::requests::{self, Request};
@@ -27,6 +29,7 @@ const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
 const TRIGGERS: Duration = Duration::from_secs(5);
+const SLOT: Duration = Duration::from_secs(2);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -36,6 +39,8 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    slot: Option<Instant>,
+    pub slot_level: Level,
     pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
@@ -76,11 +81,16 @@ impl Engine {
     /// One turn of the clock.
     pub async fn tick(&mut self) -> Result<()> {
         if self.stream.is_silent() {
-            return Err(Error::new(ErrorKind::Connection, "the server has fallen silent"));
+            let silent = Error::new(ErrorKind::Connection, "the server has fallen silent");
+            self.reconnect(silent).await?;
         }
         self.look_for_requests().await?;
         self.hand_over().await?;
         if due(&mut self.watched.catalog, CATALOG) {
+            if detach::is_detached(&self.control, &self.options.pipeline).await? {
+                self.stop.cancel();
+                return Ok(());
+            }
             self.look_at_catalog().await?;
             self.save_failures().await?;
             self.release_suspended().await?;
@@ -100,6 +110,9 @@ impl Engine {
         }
         if due(&mut self.watched.triggers, TRIGGERS) {
             self.take_off_triggers().await?;
+        }
+        if due(&mut self.watched.slot, SLOT) {
+            self.guard_slot().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;

@@ -2,6 +2,7 @@
 
 use super::world::World;
 use super::{becomes, text};
+use crate::harness::servers::{SUPERUSER, each, own_cluster};
 use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,4 +82,87 @@ async fn without_a_heartbeat_for_long_nothing_is_recorded() {
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_past_its_thresholds_is_told_once_and_given_up_where_the_policy_says_so() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let world = World::new(&db, false).await;
+        let dba = db.as_dba().await;
+        dba.batch_execute(
+            "insert into pgtrickle.settings values ('slot_lag_warning_threshold_mb', '2'),
+                ('slot_lag_critical_threshold_mb', '8'), ('slot_return_after', '3 s')",
+        )
+        .await
+        .unwrap();
+        let mut listener = Listener::start(&db).await;
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        world.create().await;
+        world.active().await;
+        // An open transaction holds the slot back while others write.
+        let old = db.as_app().await;
+        let hold = "begin; update accounts set amount = amount where id = 1";
+        let noise = "create table if not exists noise (t text); insert into noise select repeat(md5(i::text), 30) from generate_series(1, 3000) i";
+        old.batch_execute(hold).await.unwrap();
+        dba.batch_execute(noise).await.unwrap();
+        assert_eq!(listener.next().await, "slot_lag_warning");
+        for _ in 0..3 {
+            dba.batch_execute(noise).await.unwrap();
+        }
+        assert_eq!(listener.next().await, "slot_lag_critical");
+        old.batch_execute("commit").await.unwrap();
+        becomes(&dba, "select (pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) < 1000000)::text from pg_replication_slots", "true").await;
+        assert_eq!(listener.next().await, "slot_lag_resolved");
+        // The same with the policy that gives the slot up.
+        dba.batch_execute("insert into pgtrickle.settings values ('slot_policy', 'shed')").await.unwrap();
+        old.batch_execute(hold).await.unwrap();
+        for _ in 0..4 {
+            dba.batch_execute(noise).await.unwrap();
+        }
+        becomes(&dba, "select count(*) || '' from pg_replication_slots", "0").await;
+        let writers = world.writers(&db, 2).await;
+        writers.more(50).await;
+        old.batch_execute("commit").await.unwrap();
+        becomes(&dba, super::CAPTURE, "wal").await;
+        writers.more(50).await;
+        writers.stop().await;
+        world.active().await;
+        world.check().await;
+        assert_eq!(text(&dba, super::WARNINGS).await, "SLOT_SHED app.accounts, SLOT_SHED app.holders");
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// Events of the channel `pg_trickle_alert`.
+struct Listener {
+    events: tokio::sync::mpsc::UnboundedReceiver<String>,
+    _client: tokio_postgres::Client,
+}
+
+impl Listener {
+    async fn start(db: &TestDatabase) -> Listener {
+        let (client, mut connection) =
+            tokio_postgres::connect(&db.url(SUPERUSER), tokio_postgres::NoTls).await.unwrap();
+        let (sender, events) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                if let tokio_postgres::AsyncMessage::Notification(n) = message {
+                    let payload: serde_json::Value = serde_json::from_str(n.payload()).unwrap();
+                    // The test may have ended.
+                    let _ = sender.send(payload["event"].as_str().unwrap_or("none").to_owned());
+                }
+            }
+        });
+        client.batch_execute("listen pg_trickle_alert").await.unwrap();
+        Listener { events, _client: client }
+    }
+
+    async fn next(&mut self) -> String {
+        tokio::time::timeout(SOON, self.events.recv()).await.expect("an alert within the deadline").unwrap()
+    }
 }

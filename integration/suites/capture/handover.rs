@@ -138,3 +138,36 @@ async fn capture_modes_can_be_set_in_the_database_and_on_the_command_line() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_stream_table_can_ask_for_triggers_while_the_others_stay_with_the_wal() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let world = World::new(&db, false).await;
+        let dba = db.as_dba().await;
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        world.create().await;
+        world.active().await;
+        let writers = world.writers(&db, 2).await;
+        world.app.batch_execute("create table bare (a int)").await.unwrap();
+        let wal = "select pgtrickle.create_stream_table('b', 'select a from bare', cdc_mode => 'wal')";
+        let refused = world.app.batch_execute(wal).await.unwrap_err();
+        assert_eq!(refused.as_db_error().unwrap().code().code(), "22023", "{refused:?}");
+        world.app.batch_execute("select pgtrickle.alter_stream_table('cities', cdc_mode => 'trigger')").await.unwrap();
+        let by_source = "select string_agg(source_name || ' ' || capture, ', ' order by source_name) from pgtrickle.pgt_sources";
+        becomes(&dba, by_source, "app.accounts wal, app.holders trigger").await;
+        writers.more(100).await;
+        world.app.batch_execute("select pgtrickle.alter_stream_table('cities', cdc_mode => 'auto')").await.unwrap();
+        becomes(&dba, by_source, "app.accounts wal, app.holders wal").await;
+        becomes(&dba, TRIGGERS, "0").await;
+        writers.more(100).await;
+        writers.stop().await;
+        world.active().await;
+        world.check().await;
+        assert_eq!(text(&dba, "select count(*) || '' from pgtrickle.pgt_recoveries").await, "0");
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}

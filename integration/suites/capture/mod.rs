@@ -1,5 +1,6 @@
 //! Capture by triggers and from the WAL, and the ways between them.
 
+mod blips;
 mod bounds;
 mod handover;
 mod triggers;
