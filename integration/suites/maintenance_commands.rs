@@ -85,6 +85,8 @@ async fn a_detached_database_can_be_dropped_and_an_attached_one_is_served_again(
         })
         .await;
         app.batch_execute("insert into t values (2)").await.unwrap();
+        let status = printed(&command("status"));
+        assert!(status.contains("detached since"), "{status}");
         // A copy by template needs a database without sessions.
         drop(app);
         let copy = format!("create database copied template {}", db.name);

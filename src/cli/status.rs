@@ -32,7 +32,7 @@ const PIPELINE: &str = "
     select json_build_object(
                'pipeline', p.pipeline, 'sidecar_alive', pgtrickle.sidecar_alive(p.pipeline),
                'frontier', p.frontier, 'data_timestamp', p.data_timestamp, 'sidecar', p.sidecar,
-               'started_at', p.started_at, 'heartbeat_at', p.heartbeat_at,
+               'started_at', p.started_at, 'heartbeat_at', p.heartbeat_at, 'detached_at', p.detached_at,
                'publication', p.publication_name,
                'slot', case when s.slot_name is not null then json_build_object(
                    'name', s.slot_name, 'active', s.active, 'wal_status', s.wal_status,
@@ -86,7 +86,11 @@ pub(super) fn denied(e: tokio_postgres::Error) -> Error {
 
 fn headline(database: &str, pipeline: &Value) -> String {
     let alive = pipeline["sidecar_alive"] == Value::Bool(true);
-    let sidecar = if alive { "running" } else { "OFFLINE (no sidecar is running)" };
+    let sidecar = match (&pipeline["detached_at"], alive) {
+        (_, true) => "running".to_owned(),
+        (Value::String(since), _) => format!("detached since {since} (pgtrickle attach brings it back)"),
+        _ => "OFFLINE (no sidecar is running)".to_owned(),
+    };
     let slot = match &pipeline["slot"] {
         Value::Null => "none".to_owned(),
         slot => format!(

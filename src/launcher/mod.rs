@@ -259,6 +259,27 @@ mod tests {
         assert_eq!(parts, [1024, 1024, 512, 256, 256, 128, 128]);
     }
 
+    #[tokio::test]
+    async fn a_panic_in_one_database_is_its_own_affair() {
+        let mut launcher = launcher(2);
+        let running =
+            |task| Running { task, stop: CancellationToken::new(), memory: 1, since: Instant::now() };
+        let panics = tokio::spawn(async { panic!("a bug") });
+        while !panics.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let serves = tokio::spawn(std::future::pending());
+        for (oid, task) in [(0, panics), (1, serves)] {
+            if let Some(place) = launcher.places.get_mut(&oid) {
+                place.running = Some(running(task));
+            }
+        }
+        launcher.reap().await;
+        let of = |oid: u32| &launcher.places[&oid];
+        assert!(of(0).running.is_none() && of(0).not_before.is_some() && of(0).trouble.is_some());
+        assert!(of(1).running.is_some() && of(1).trouble.is_none());
+    }
+
     #[test]
     fn a_database_that_fails_is_tried_ever_more_slowly_and_a_spare_one_is_not() {
         let mut place = Place::default();
