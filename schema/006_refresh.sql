@@ -269,7 +269,7 @@ declare
     s pgtrickle.pgt_stream_tables;
     label text;
 begin
-    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for no key update;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
     if new_status = 'SUSPENDED' then
         if s.status = 'SUSPENDED' then

@@ -24,7 +24,7 @@ declare
     one text;
     label text;
 begin
-    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for no key update;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
     probe := pgtrickle._create_view(format('probe_%s', id), query, path, false);
     if exists (select from pgtrickle._sources(probe) q where q.source = s.pgt_relid) then
@@ -93,7 +93,7 @@ declare
     d record;
     label text;
 begin
-    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for update;
+    select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for no key update;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
     if schedule is not null then
         perform pgtrickle.parse_schedule(schedule);

@@ -124,10 +124,10 @@ begin
             end if;
         else
             if tg_op <> 'INSERT' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || o::text) from old_rows o;
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || (o.*)::text) from old_rows o;
             end if;
             if tg_op <> 'DELETE' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || n::text) from new_rows n;
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || (n.*)::text) from new_rows n;
             end if;
         end if;
         return null;
@@ -153,10 +153,10 @@ begin
         end if;
     else
         if tg_op <> 'INSERT' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'D', shape, o::text from old_rows o;
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'D', shape, (o.*)::text from old_rows o;
         end if;
         if tg_op <> 'DELETE' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'I', shape, n::text from new_rows n;
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'I', shape, (n.*)::text from new_rows n;
         end if;
     end if;
     return null;

@@ -43,6 +43,25 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
      where sign(a.n) = sign(b.n)
 $$;
 
+-- Waits until the frontier has passed `target`, whatever other stream tables are doing; false when the time is over.
+create or replace function pgtrickle._await_frontier(target pg_lsn, timeout interval, pipe text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    deadline timestamptz := clock_timestamp() + timeout;
+    pause double precision := 0.002;
+begin
+    loop
+        if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target
+                      and p.frontier <= pg_current_wal_insert_lsn()) then
+            return true;
+        elsif clock_timestamp() > deadline or not pgtrickle.sidecar_alive(pipe) then
+            return false;
+        end if;
+        perform pg_sleep(pause);
+        pause := least(pause * 1.5, 0.02);
+    end loop;
+end $$;
+
 create or replace function pgtrickle._verify(id bigint)
 returns table (stream_table text, equal boolean, missing_rows bigint, surplus_rows bigint, verified_at timestamptz,
                frontier pg_lsn, waited interval)
@@ -87,8 +106,8 @@ begin
         end if;
         began := clock_timestamp();
         perform pgtrickle._request('wait', jsonb_build_object('lsn', c.seen_until::text));
-        if not pgtrickle._wait_frontier(c.seen_until, timeout, s.pipeline) then
-            raise exception 'stream table % could not be verified: the sidecar is behind', stream_table using errcode = '55P03',
+        if not pgtrickle._await_frontier(c.seen_until, timeout, s.pipeline) then
+            raise exception 'stream table % could not be verified: the sidecar is behind or has ended', stream_table using errcode = '55P03',
                 hint = 'See pgtrickle.pgt_status(), or raise refresh_timeout in pgtrickle.settings.';
         end if;
         waited := waited + (clock_timestamp() - began);

@@ -184,7 +184,6 @@ const NOT_INCREMENTAL: &[(&str, &str)] = &[
     ),
     ("select s.id, o.id as oid from src s join other o on s.b = o.b", "jsonb"),
     ("select s.id, o.id as oid from src s join other o on s.a = o.a", ""),
-    ("select v from keyless", "replica identity"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use crate::harness::servers::for_each_major;
 use crate::harness::wait::{SOON, wait_until};
 
 /// `equal missing surplus` of a verification.
-async fn verify(client: &Client, name: &str) -> String {
+pub(super) async fn verify(client: &Client, name: &str) -> String {
     const SQL: &str =
         "select concat_ws(' ', equal, missing_rows, surplus_rows) from pgtrickle.verify_stream_table($1)";
     let row = client.query_one(SQL, &[&name]).await;

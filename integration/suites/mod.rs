@@ -22,6 +22,7 @@ mod layout;
 mod maintenance;
 mod maintenance_commands;
 mod memory;
+mod open_transactions;
 mod oracle;
 mod pipeline;
 mod rehearsal;

@@ -10,15 +10,18 @@ use crate::harness::servers::{SUPERUSER, each, install, majors};
 use crate::harness::{SOON, Sidecar, TestDatabase, own_cluster, wait_until};
 
 /// Runs a drill with a temporary folder of its own, so that leftovers can be seen.
-fn drill(url: &str, more: &[&str], scratch: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pgtrickle"))
-        .args(["drill", "--database-url", url])
-        .args(more)
-        .env("TMPDIR", scratch)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .output()
-        .expect("the program starts")
+fn drill(major: u32, url: &str, more: &[&str], scratch: &Path) -> Output {
+    command(major, url, more, scratch).output().expect("the program starts")
+}
+
+fn command(major: u32, url: &str, more: &[&str], scratch: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgtrickle"));
+    command.args(["drill", "--database-url", url]).args(more);
+    if !more.contains(&"--pg-bindir") {
+        command.arg("--pg-bindir").arg(install(major).bin_dir);
+    }
+    command.env("TMPDIR", scratch).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
 }
 
 fn folder() -> tempfile::TempDir {
@@ -80,7 +83,7 @@ async fn a_restore_is_rehearsed_and_a_difference_is_found() {
 
         let scratch = folder();
         let output =
-            tokio::task::block_in_place(|| drill(&db.url(SIDECAR), &["--json"], scratch.path()));
+            tokio::task::block_in_place(|| drill(major, &db.url(SIDECAR), &["--json"], scratch.path()));
         assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["passed"], Value::Bool(true), "{report:#}");
@@ -105,7 +108,7 @@ async fn a_restore_is_rehearsed_and_a_difference_is_found() {
         )
         .await
         .unwrap();
-        let output = tokio::task::block_in_place(|| drill(&db.url(SUPERUSER), &[], scratch.path()));
+        let output = tokio::task::block_in_place(|| drill(major, &db.url(SUPERUSER), &[], scratch.path()));
         refused(&output, 1, &["app.sums", "DIFFERS", "FAILED"]);
         assert!(entries(scratch.path()).is_empty(), "left behind: {:?}", entries(scratch.path()));
     })
@@ -118,7 +121,9 @@ async fn a_drill_that_cannot_be_says_why_before_anything_is_copied() {
         let server = own_cluster(major, &[]).await;
         let db = TestDatabase::create(&server).await;
         let scratch = folder();
-        let run = |url: &str, more: &[&str]| tokio::task::block_in_place(|| drill(url, more, scratch.path()));
+        let run = |url: &str, more: &[&str]| {
+            tokio::task::block_in_place(|| drill(major, url, more, scratch.path()))
+        };
         refused(&run(&db.url(SUPERUSER), &[]), 8, &["schema is not installed", "pgtrickle init"]);
         db.install();
         refused(&run(&db.url(APP), &[]), 5, &["lacks REPLICATION", "alter role app replication"]);
@@ -148,6 +153,48 @@ async fn a_drill_that_cannot_be_says_why_before_anything_is_copied() {
         if install(major).has_client_tools {
             let full = full.to_string_lossy().into_owned();
             refused(&run(&db.url(SIDECAR), &["--dir", &full]), 2, &["neither empty nor"]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_or_killed_drill_leaves_nothing_behind() {
+    each(async |major| {
+        if !install(major).has_client_tools {
+            println!("SKIPPED on {major}: this installation has no pg_basebackup");
+            return;
+        }
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let app = db.as_app().await;
+        app.batch_execute(
+            "create table t (id int primary key); select pgtrickle.create_stream_table('s', 'select id from t')",
+        )
+        .await
+        .unwrap();
+        for (signal, code) in [("INT", Some(1)), ("KILL", None)] {
+            let scratch = folder();
+            let mut process = command(major, &db.url(SIDECAR), &[], scratch.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // The copy is there and its server starts or runs.
+            let running = || entries(scratch.path()).iter().any(|e| e.join("data/postmaster.pid").exists());
+            wait_until("the server of the copy", SOON, || async {
+                if running() { Ok(()) } else { Err(format!("{:?}", entries(scratch.path()))) }
+            })
+            .await;
+            crate::harness::sidecar::signal(process.id(), signal);
+            let status = tokio::task::block_in_place(|| process.wait()).unwrap();
+            assert_eq!(status.code(), code, "SIG{signal}");
+            wait_until("the copy to be removed", SOON, || async {
+                let left = entries(scratch.path());
+                if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+            })
+            .await;
         }
     })
     .await;

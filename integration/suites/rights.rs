@@ -270,8 +270,8 @@ async fn functions_that_are_not_the_owners_own_are_not_called() {
         bob.batch_execute(&format!(
             "grant insert on ran to public; grant usage on schema bob to public;
              create or replace function pgtrickle_queries.apply_{inc}(deleted text[], inserted text[],
-                out deleted_rows bigint, out inserted_rows bigint) language plpgsql security invoker as $f$
-                begin insert into bob.ran values (current_user); deleted_rows := 0; inserted_rows := 1; end $f$;
+                out deleted_rows bigint, out inserted_rows bigint, out replaced_rows bigint) language plpgsql security invoker as $f$
+                begin insert into bob.ran values (current_user); deleted_rows := 0; inserted_rows := 1; replaced_rows := 0; end $f$;
              create or replace function pgtrickle_queries.recompute_{full}(out inserted_rows bigint,
                 out updated_rows bigint, out deleted_rows bigint) language plpgsql security invoker as $f$
                 begin insert into bob.ran values (current_user); inserted_rows := 1; end $f$;

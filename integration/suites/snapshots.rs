@@ -396,8 +396,10 @@ async fn a_restored_snapshot_is_seen_before_the_sidecar_has_read_the_sources() {
         .await
         .unwrap();
         assert_eq!(differ(&app, "bag", "kept", "v, n").await, 0);
+        let started = std::time::Instant::now();
         let mut sidecar = crate::harness::Sidecar::start(&db, &[]);
         sidecar.wait_ready(SOON).await;
+        println!("rows to read at once; the present answer {:?} after the sidecar's start", started.elapsed());
         wait_until("only the difference to be written", SOON, || async {
             const SQL: &str = "select string_agg(concat_ws(' ', action, rows_inserted, rows_updated, rows_deleted), ', ' order by refresh_id)
                 from pgtrickle.pgt_refresh_history where status = 'COMPLETED'";

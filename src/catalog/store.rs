@@ -286,16 +286,17 @@ pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&s
 }
 
 /// Takes a stream table out: status ERROR (it is tried again) or SUSPENDED (until somebody resumes it). `frontier` is
-/// the last commit that it contains. False if it was dropped meanwhile.
+/// the last commit that it contains. Never waits: an open transaction that changes the stream table holds its row.
 pub async fn fail(
     client: &Client,
     view: ViewId,
     status: &str,
     e: &Error,
     frontier: Option<u64>,
-) -> Result<bool> {
-    const SQL: &str =
-        "update pgtrickle.pgt_stream_tables s set
+) -> Result<Noted> {
+    const SQL: &str = "with free as (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = $1
+            for no key update skip locked),
+        noted as (update pgtrickle.pgt_stream_tables s set
             -- Somebody's suspension stays.
             status = case when s.status = 'SUSPENDED' then s.status else $2 end, consecutive_errors = consecutive_errors + 1,
             last_error_sqlstate = $3, last_error_message = $4, last_error_at = pg_catalog.clock_timestamp(),
@@ -303,15 +304,30 @@ pub async fn fail(
             data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
                 then (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
                 else s.data_timestamp end
-        where pgt_id = $1";
+            from free where s.pgt_id = free.pgt_id returning s.pgt_id)
+        select exists (select from noted), exists (select from pgtrickle.pgt_stream_tables t where t.pgt_id = $1)";
     let message = match e.hint() {
         Some(hint) => format!("{}; hint: {hint}", e.context()),
         None => e.context().to_owned(),
     };
     let frontier = frontier.map(PgLsn::from);
-    let rows =
-        client.execute(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
-    Ok(rows > 0)
+    let row =
+        client.query_one(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
+    Ok(match (row.get(0), row.get(1)) {
+        (true, _) => Noted::Stored,
+        (false, true) => Noted::Locked,
+        (false, false) => Noted::Gone,
+    })
+}
+
+/// What became of a change of a catalog row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    Stored,
+    /// Somebody's open transaction holds the row.
+    Locked,
+    /// It was dropped.
+    Gone,
 }
 
 /// Why a plan's evaluations by the owner can't be used: a function is missing (the stream table was created without a

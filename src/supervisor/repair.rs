@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::requests::Request;
 use super::views::State;
 use crate::apply::history::Written;
-use crate::catalog::store;
+use crate::catalog::store::{self, Noted};
 use crate::error::{Error, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
@@ -103,6 +103,17 @@ impl Engine {
         });
     }
 
+    /// Stores the failures that could not be stored before, of stream tables that are still out.
+    pub async fn save_failures(&mut self) -> Result<()> {
+        for (id, (status, e, frontier)) in std::mem::take(&mut self.watched.unsaved) {
+            let out = self.views.0.get(&id).is_some_and(|v| matches!(v.state, State::Failed { .. }));
+            if out && store::fail(&self.control, id, status, &e, frontier).await? == Noted::Locked {
+                self.watched.unsaved.insert(id, (status, e, frontier));
+            }
+        }
+        Ok(())
+    }
+
     /// Stores for each suspended stream table that it has been let go of.
     pub async fn release_suspended(&mut self) -> Result<()> {
         if !self.views.0.values().any(|v| v.row.is_suspended()) {
@@ -129,7 +140,8 @@ impl Engine {
             }
             self.watched.repairs.leaving.remove(&(id, version));
             const RELEASE: &str = "update pgtrickle.pgt_stream_tables set released_version = $2
-                where pgt_id = $1 and config_version = $2 and status = 'SUSPENDED'";
+                where pgt_id = (select pgt_id from pgtrickle.pgt_stream_tables
+                    where pgt_id = $1 and config_version = $2 and status = 'SUSPENDED' for no key update skip locked)";
             self.control.execute(RELEASE, &[&id, &version]).await.map_err(error)?;
         }
         Ok(())

@@ -17,7 +17,7 @@ use super::validity::{self, Validity};
 use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
 use crate::apply::history::Written;
 use crate::capture::{fingerprint, publication, writers};
-use crate::catalog::store::{self, StreamTableRow};
+use crate::catalog::store::{self, Noted, StreamTableRow};
 use crate::dataflow::{Command, DataflowStats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
@@ -53,6 +53,8 @@ pub(super) struct Watched {
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
     pub repairs: super::repair::Repairs,
+    /// Failures that could not be stored because somebody's transaction held the catalog row: status, error, frontier.
+    pub unsaved: std::collections::BTreeMap<ViewId, (&'static str, Error, Option<u64>)>,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
@@ -90,6 +92,7 @@ impl Engine {
                 return Ok(());
             }
             self.look_at_catalog().await?;
+            self.save_failures().await?;
             self.release_suspended().await?;
             self.begin_repairs()?;
             self.recompute_due();
@@ -215,6 +218,9 @@ impl Engine {
         if (altered || resumed) && preparing {
             return Ok(()); // Seen again once it has settled: the old row is kept until then.
         }
+        if altered {
+            self.watched.unsaved.remove(&id);
+        }
         // Altered while it is suspended: it stays out.
         let again = (!row.is_suspended()).then(Instant::now);
         view.row = row;
@@ -224,7 +230,8 @@ impl Engine {
             self.set_failed(id, None);
             if was_active {
                 const SQL: &str = "update pgtrickle.pgt_stream_tables s set frontier = $2, data_timestamp =
-                    (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline) where pgt_id = $1";
+                    (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
+                    where pgt_id = (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = $1 for no key update skip locked)";
                 self.control.execute(SQL, &[&id, &PgLsn::from(self.frontier)]).await.map_err(error)?;
             }
         } else if altered || resumed || dropped {
@@ -290,11 +297,15 @@ impl Engine {
         let Some(view) = self.views.0.get(&id) else { return Ok(()) };
         let name = view.row.qualified();
         match store::fail(&self.control, id, status, &e, frontier).await? {
-            true => {
+            Noted::Stored => {
                 tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
             }
+            Noted::Locked => {
+                tracing::warn!(stream_table = %name, error = %e, "a stream table was taken out; its catalog row is locked");
+                self.watched.unsaved.insert(id, (status, e, frontier));
+            }
             // It was dropped under us; the next look at the catalog removes it.
-            false => tracing::debug!(stream_table = %name, error = %e, "a dropped stream table failed"),
+            Noted::Gone => tracing::debug!(stream_table = %name, error = %e, "a dropped stream table failed"),
         }
         self.announce();
         Ok(())
