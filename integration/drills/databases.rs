@@ -4,7 +4,9 @@ use super::logical::{belongings, check_identity};
 use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{When, drill};
-use crate::harness::wait::wait_for_value;
+use crate::harness::database::{pgtrickle, printed};
+use crate::harness::servers::SUPERUSER;
+use crate::harness::wait::{wait_for_value, wait_until};
 
 /// Ends the application and the sidecar, and waits until their sessions are gone: the server demands it for what follows.
 async fn alone(scene: Scene) -> (crate::harness::servers::Server, Database) {
@@ -91,6 +93,43 @@ async fn tables_are_rewritten_by_vacuum_full_and_cluster() {
         let before = Before::note(&scene.db).await;
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Resume).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+    })
+    .await;
+}
+
+/// The sidecar stays, but leaves the database until it is called back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detached_database_is_copied_and_renamed_under_a_running_sidecar() {
+    drill("detach", When::Always, async |drill| {
+        let Scene { server: _server, db, mut sidecar, load } = Scene::set(drill, &[]).await;
+        load.stop().await;
+        let command = |name: &str, db: &Database| {
+            let output = pgtrickle(&[name, "--database-url", &db.url(SUPERUSER)]);
+            assert!(output.status.success(), "pgtrickle {name} failed:\n{}", printed(&output));
+        };
+        command("detach", &db);
+        let slots = "select count(*) from pg_replication_slots";
+        assert_eq!(db.value(slots).await.as_deref(), Some("0"), "slots that are left");
+        // The sidecar looks for its call from time to time: a moment without its session comes soon.
+        let copy = db.sibling("copied");
+        for lines in [
+            format!("createdb --template={NAME} copied"),
+            format!("psql -X -q -d postgres -c 'alter database {NAME} rename to renamed'"),
+            format!("psql -X -q -d postgres -c 'alter database renamed rename to {NAME}'"),
+        ] {
+            wait_until("a moment without sessions", PATIENCE, || async {
+                let output = drill.try_shell(db.port, &lines).await;
+                if output.status.success() { Ok(()) } else { Err(printed(&output)) }
+            })
+            .await;
+        }
+        command("attach", &copy);
+        prove(drill, &copy, Expect::Repair).await;
+        command("attach", &db);
+        assert!(sidecar.is_running(), "{}", sidecar.logs());
+        let before = Before::note(&db).await;
+        prove_served(drill, &db, &mut sidecar, before, Expect::Either).await;
+        assert_eq!(sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;
 }

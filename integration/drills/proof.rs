@@ -212,19 +212,6 @@ pub async fn prove(drill: &Drill, db: &Database, expect: Expect) {
     assert_eq!(sidecar.terminate(PATIENCE).await, Some(0), "exit code after SIGTERM");
 }
 
-/// Whether a sidecar that has served stays when its schema is away for a moment.
-const STAYS_WITHOUT_SCHEMA: bool = false;
-
-/// Starts a sidecar again that ended because the schema was away, as whatever runs it would do.
-pub async fn revive(sidecar: &mut Sidecar, drill: &Drill) {
-    if sidecar.is_running() {
-        return;
-    }
-    assert!(!STAYS_WITHOUT_SCHEMA, "the sidecar ended");
-    println!("drill {} on {}: the sidecar had ended and is started again", drill.name, drill.major);
-    sidecar.start_again();
-}
-
 /// As [`prove`] under a sidecar that runs already.
 pub async fn prove_served(
     drill: &Drill,

@@ -1,6 +1,7 @@
 //! Accidents with the slot, the publication and the role.
 
 use pgtrickle::postgres::cluster::StopMode;
+use tokio_postgres::error::SqlState;
 
 use super::proof::{Before, Expect, PATIENCE, become_equal, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
@@ -175,7 +176,11 @@ async fn publication_accident(name: &'static str, when: When, expect: Expect, sq
         let dba = scene.db.as_dba().await;
         // Each statement is a transaction, except what stands between begin and commit.
         for statement in sql.split(";;") {
-            dba.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+            match dba.batch_execute(statement).await {
+                // The sidecar was faster and has made it again itself.
+                Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => {}
+                other => other.unwrap_or_else(|e| panic!("{statement}: {e:?}")),
+            }
             scene.load.progress(3).await;
         }
         scene.load.progress(20).await;
