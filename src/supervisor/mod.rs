@@ -184,7 +184,7 @@ mod tests {
         let now = tokio::time::Instant::now();
         let second = Duration::from_secs(1);
         let rests: Vec<Duration> = (0..5).map(|_| rest_after(&mut loads, now, second)).collect();
-        assert_eq!(rests, [second * 0, second * 0, second * 0, second * 9, second * 9]);
+        assert_eq!(rests, [Duration::ZERO, Duration::ZERO, Duration::ZERO, second * 9, second * 9]);
         // A life that read nothing costs nothing; an hour later all is forgotten.
         assert_eq!(rest_after(&mut loads, now, Duration::ZERO), Duration::ZERO);
         assert_eq!(rest_after(&mut loads, now + HOUR + second, second), Duration::ZERO);
