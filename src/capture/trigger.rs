@@ -226,6 +226,18 @@ pub async fn left_over(client: &Client, pipeline: &str, needed: &[i64]) -> Resul
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
+/// Forgets registered sources that no stream table reads, and of which nothing is left.
+pub async fn forget_unused(client: &Client, pipeline: &str) -> Result<()> {
+    const SQL: &str = "delete from pgtrickle.pgt_sources s where s.pipeline = $1
+        and not exists (select from pgtrickle.pgt_dependencies d join pgtrickle.pgt_stream_tables t on t.pgt_id = d.pgt_id
+            where t.pipeline = s.pipeline and (d.source_name = s.source_name or d.source::oid = s.source::oid))
+        and pg_catalog.to_regclass(pg_catalog.format('pgtrickle_changes.changes_%s', s.source_id)) is null
+        and not exists (select from pg_catalog.pg_proc p where p.proname = pg_catalog.format('attach_%s', s.source_id)
+            and p.pronamespace = 'pgtrickle_queries'::pg_catalog.regnamespace)";
+    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
+    Ok(())
+}
+
 /// The present shape of a relation, as triggers record it.
 pub async fn shape(client: &Client, oid: u32) -> Result<i64> {
     const SQL: &str = "select coalesce(pgtrickle._shape_of($1), 0)";

@@ -216,7 +216,7 @@ impl Engine {
                 Err(e) => tracing::debug!(error = %e, source_id = id, "capture triggers stay for now"),
             }
         }
-        Ok(())
+        trigger::forget_unused(&self.control, &self.options.pipeline).await
     }
 }
 
