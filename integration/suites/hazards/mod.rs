@@ -31,11 +31,16 @@ pub(super) struct Scene {
 impl Scene {
     /// Runs `setup` as the application, then starts the sidecar.
     pub(super) async fn start(server: &Server, setup: &str) -> Scene {
+        Self::start_with(server, setup, &[]).await
+    }
+
+    /// As [`Scene::start`] with arguments for the sidecar.
+    pub(super) async fn start_with(server: &Server, setup: &str, arguments: &[&str]) -> Scene {
         let db = TestDatabase::create(server).await;
         db.install();
         let (app, dba) = (db.as_app().await, db.as_dba().await);
         app.batch_execute(setup).await.unwrap();
-        let mut sidecar = Sidecar::start(&db, &[]);
+        let mut sidecar = Sidecar::start(&db, arguments);
         sidecar.wait_ready(SOON).await;
         Scene { sidecar, app, dba, db }
     }

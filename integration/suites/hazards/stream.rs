@@ -182,32 +182,59 @@ async fn c8_transactions_of_every_kind_arrive_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a4_changes_made_as_a_replica_or_by_a_subscription_are_captured() {
     for_each_major(async |server| {
-        let scene = Scene::start(server, T).await;
-        scene.create("copy", "select id, v from t").await;
-        scene.dba.batch_execute("set session_replication_role = replica; update app.t set v = -v where id < 5; delete from app.t where id = 9; set session_replication_role = origin").await.unwrap();
-        scene.check(&["copy"]).await;
-
-        let origin = crate::harness::database::TestDatabase::create(server).await;
-        let there = origin.as_dba().await;
-        there
-            .batch_execute("create table app.t (id int primary key, v int not null); create publication p for table app.t")
-            .await
-            .unwrap();
-        let slot = format!("sub_{}", origin.name);
-        there.execute("select pg_create_logical_replication_slot($1, 'pgoutput')", &[&slot]).await.unwrap();
-        let subscription = format!(
-            "create subscription s connection 'host=127.0.0.1 port={} user=dba dbname={}' publication p with (create_slot = false, slot_name = '{slot}', copy_data = false)",
-            origin.port(), origin.name
-        );
-        scene.dba.batch_execute(&subscription).await.unwrap();
-        there.batch_execute("insert into app.t select i, i from generate_series(500, 600) i; update app.t set v = 0 where id < 550; delete from app.t where id = 599").await.unwrap();
-        wait_until("the subscription to deliver", SOON, || async {
-            let n: i64 = scene.dba.query_one("select count(*) from app.t where id >= 500", &[]).await.unwrap().get(0);
-            if n == 100 { Ok(()) } else { Err(n.to_string()) }
-        })
-        .await;
-        scene.check(&["copy"]).await;
-        scene.dba.batch_execute("alter subscription s disable; alter subscription s set (slot_name = none); drop subscription s").await.unwrap();
+        for arguments in [&[][..], &["--cdc-mode", "trigger"]] {
+            as_a_replica_or_by_a_subscription(server, arguments).await;
+        }
     })
     .await;
+}
+
+async fn as_a_replica_or_by_a_subscription(server: &'static Server, arguments: &[&str]) {
+    let scene = Scene::start_with(server, T, arguments).await;
+    scene.create("copy", "select id, v from t").await;
+    scene.dba.batch_execute("set session_replication_role = replica; update app.t set v = -v where id < 5; delete from app.t where id = 9; set session_replication_role = origin").await.unwrap();
+    scene.check(&["copy"]).await;
+
+    let origin = crate::harness::database::TestDatabase::create(server).await;
+    let there = origin.as_dba().await;
+    there
+        .batch_execute(
+            "create table app.t (id int primary key, v int not null); create publication p for table app.t",
+        )
+        .await
+        .unwrap();
+    let slot = format!("sub_{}", origin.name);
+    there.execute("select pg_create_logical_replication_slot($1, 'pgoutput')", &[&slot]).await.unwrap();
+    let subscription = format!(
+        "create subscription s connection 'host=127.0.0.1 port={} user=dba dbname={}' publication p with (create_slot = false, slot_name = '{slot}', copy_data = false)",
+        origin.port(),
+        origin.name
+    );
+    scene.dba.batch_execute(&subscription).await.unwrap();
+    if !arguments.is_empty() {
+        // What arrives through a subscription fires row triggers only; the sidecar notices within a second or two.
+        wait_until("row triggers", SOON, || async {
+            const ROW: &str = "select count(*) from pg_trigger where tgrelid = 'app.t'::regclass
+                and tgname like 'pgtrickle_capture%' and tgtype & 1 = 1 and tgenabled = 'A'";
+            let n: i64 = scene.dba.query_one(ROW, &[]).await.unwrap().get(0);
+            if n == 3 { Ok(()) } else { Err(n.to_string()) }
+        })
+        .await;
+        scene.check_in_time(&["copy"]).await;
+    }
+    there.batch_execute("insert into app.t select i, i from generate_series(500, 600) i; update app.t set v = 0 where id < 550; delete from app.t where id = 599").await.unwrap();
+    wait_until("the subscription to deliver", SOON, || async {
+        let n: i64 =
+            scene.dba.query_one("select count(*) from app.t where id >= 500", &[]).await.unwrap().get(0);
+        if n == 100 { Ok(()) } else { Err(n.to_string()) }
+    })
+    .await;
+    scene.check(&["copy"]).await;
+    scene
+        .dba
+        .batch_execute(
+            "alter subscription s disable; alter subscription s set (slot_name = none); drop subscription s",
+        )
+        .await
+        .unwrap();
 }
