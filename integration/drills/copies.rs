@@ -48,7 +48,7 @@ const KEEP: &[(&str, &str)] = &[("wal_keep_size", "1GB")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_copy_with_its_slots_goes_on() {
-    drill("cold-copy", When::Always, async |drill| {
+    drill("cold-copy", When::All, async |drill| {
         let mut scene = Scene::set(drill, KEEP).await;
         stop(&mut scene, StopMode::Fast).await;
         let folder = copy(drill, &scene, "copied").await;

@@ -43,7 +43,7 @@ async fn a_database_is_copied_as_a_template() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_is_renamed() {
-    drill("rename", When::Always, async |drill| {
+    drill("rename", When::All, async |drill| {
         let scene = Scene::set(drill, &[]).await;
         let (_server, db) = alone(scene).await;
         let rename = format!("psql -X -q -d postgres -c 'alter database {NAME} rename to renamed'");
@@ -56,7 +56,7 @@ async fn a_database_is_renamed() {
 /// While a sidecar streams, the server refuses it, even with FORCE; afterwards slot and database go together.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_is_dropped() {
-    drill("drop-database", When::Always, async |drill| {
+    drill("drop-database", When::All, async |drill| {
         let scene = Scene::set(drill, &[]).await;
         let port = scene.db.port;
         let refused = drill.try_shell(port, &format!("dropdb --force {NAME}")).await;
@@ -74,7 +74,7 @@ async fn a_database_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_rewritten_by_vacuum_full_and_cluster() {
-    drill("rewrite", When::Always, async |drill| {
+    drill("rewrite", When::All, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
         let app = scene.db.as_app().await;
         for statement in [

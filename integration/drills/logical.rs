@@ -105,7 +105,7 @@ async fn the_guides_own_commands_restore_beside_the_original() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_sections_in_one_command_restore_everything() {
-    drill("dump-sections", When::Always, async |drill| {
+    drill("dump-sections", When::All, async |drill| {
         let scene = Scene::set(drill, &[]).await;
         beside(
             drill,

@@ -8,7 +8,7 @@ use crate::harness::wait::wait_until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn schema_first_and_data_later_with_disabled_triggers() {
-    drill("dump-data-only", When::Always, async |drill| {
+    drill("dump-data-only", When::All, async |drill| {
         let scene = Scene::set(drill, &[]).await;
         beside(
             drill,
@@ -75,7 +75,7 @@ async fn the_sources_are_emptied_and_loaded_with_disabled_triggers() {
 /// Somebody brings back yesterday's catalog of pgtrickle alone; the application's tables stay as they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schemas_of_the_sidecar_come_from_an_older_dump() {
-    drill("dump-sidecar-schemas", When::Always, async |drill| {
+    drill("dump-sidecar-schemas", When::All, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
         let schemas = "-n pgtrickle -n pgtrickle_queries -n pgtrickle_changes";
         let dump = format!("pg_dump --format=custom --file=sidecar.dump {schemas} {NAME}");
@@ -105,7 +105,7 @@ async fn the_schemas_of_the_sidecar_come_from_an_older_dump() {
 /// The one ordering rule, broken: pg_restore complains, and what it leaves is still brought to the right answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn constraints_and_triggers_are_restored_before_the_data() {
-    drill("dump-wrong-order", When::Always, async |drill| {
+    drill("dump-wrong-order", When::All, async |drill| {
         let scene = Scene::set(drill, &[]).await;
         let prepare = "pg_dump --format=custom --file=mydb.dump mydb
              createdb mydb_restored
@@ -130,7 +130,7 @@ async fn constraints_and_triggers_are_restored_before_the_data() {
 /// A managed service: the owner of the database is no superuser, and neither dumps nor restores as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_owner_of_the_database_dumps_and_restores_it_without_a_superuser() {
-    drill("dump-without-superuser", When::Always, async |drill| {
+    drill("dump-without-superuser", When::All, async |drill| {
         let server = drill.server(&[], true).await;
         let mut scene = Scene::on(server, BOSS).await;
         let dump = format!("PGUSER={BOSS} pg_dump --format=custom --file=mydb.dump {NAME}");

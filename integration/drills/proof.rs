@@ -12,7 +12,7 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::wait_until;
 
 /// Deadline for everything in a drill: generous, the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(45);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Whether a drill demands exactly one WARNING per affected source and cause in `pgtrickle.pgt_recoveries`.
 pub const ONE_WARNING_PER_SOURCE: bool = true;

@@ -48,13 +48,13 @@ async fn accident(name: &'static str, when: When, expect: Expect, sql: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_is_dropped() {
-    accident("slot-dropped", When::Always, Expect::Repair, "select pg_drop_replication_slot('SLOT')").await;
+    accident("slot-dropped", When::All, Expect::Repair, "select pg_drop_replication_slot('SLOT')").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_is_advanced_by_hand() {
     let sql = "select pg_replication_slot_advance('SLOT', pg_current_wal_lsn())";
-    accident("slot-advanced", When::Always, Expect::Repair, sql).await;
+    accident("slot-advanced", When::All, Expect::Repair, sql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn the_slot_is_lost_under_a_paused_sidecar() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_is_invalidated_because_nobody_used_it() {
-    drill_on("slot-idle", When::Always, &[18], async |drill| {
+    drill_on("slot-idle", When::All, &[18], async |drill| {
         let mut scene = Scene::set(drill, &[("idle_replication_slot_timeout", "1s")]).await;
         without_sidecar(&mut scene).await;
         until_lost(&scene.db).await;
@@ -197,7 +197,7 @@ async fn publication_accident(name: &'static str, when: When, expect: Expect, sq
 async fn the_publication_is_dropped() {
     publication_accident(
         "publication-dropped",
-        When::Always,
+        When::All,
         Expect::Repair,
         "drop publication PUBLICATION_NAME",
     )
@@ -233,7 +233,7 @@ async fn the_publication_is_made_again_while_the_sidecar_is_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_is_taken_out_of_the_publication() {
     let sql = "alter publication PUBLICATION_NAME drop table app.orders";
-    publication_accident("publication-table-removed", When::Always, Expect::Either, sql).await;
+    publication_accident("publication-table-removed", When::All, Expect::Either, sql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,7 +241,7 @@ async fn a_table_leaves_the_publication_and_joins_it_again() {
     let sql = "alter publication PUBLICATION_NAME drop table app.orders;;
         update app.orders set amount = amount + 1 where id < 50;;
         alter publication PUBLICATION_NAME add table app.orders";
-    publication_accident("publication-table-rejoined", When::Always, Expect::Either, sql).await;
+    publication_accident("publication-table-rejoined", When::All, Expect::Either, sql).await;
 }
 
 /// Nobody ever sees the publication without the table; what was written meanwhile is not sent all the same.

@@ -87,7 +87,7 @@ async fn with_failover_slots(drill: &Drill) -> (Scene, Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_with_failover_slots_is_promoted() {
-    drill_on("promotion-failover-slots", When::Always, &[17, 18], async |drill| {
+    drill_on("promotion-failover-slots", When::All, &[17, 18], async |drill| {
         let (mut scene, standby) = with_failover_slots(drill).await;
         let copy = Database::new(&standby, NAME);
         fail_over(&mut scene, &copy).await;
@@ -119,7 +119,7 @@ async fn a_failover_slot_is_ahead_of_the_promoted_database() {
 /// Sidecar and application know one address; behind it another server takes over.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_primary_is_switched_behind_one_address() {
-    drill("switch-over", When::Always, async |drill| {
+    drill("switch-over", When::All, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
         let proxy = Proxy::start(scene.db.port).await;

@@ -66,7 +66,7 @@ async fn data_is_loaded_under_capture_triggers() {
 /// `--disable-triggers` leaves our triggers enabled in another way than they were, and they have seen nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sources_are_loaded_with_disabled_triggers() {
-    drill("triggers-data-over-live", When::Always, async |drill| {
+    drill("triggers-data-over-live", When::All, async |drill| {
         let mut scene = Scene::with_triggers(drill, &[]).await;
         let tables = "-t app.customers -t app.orders -t app.events";
         let dump = format!("pg_dump --format=custom --file=data.dump --data-only {tables} {NAME}");

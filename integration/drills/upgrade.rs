@@ -12,13 +12,14 @@ async fn pg_upgrade(drill: &Drill, old: &Server, new: &Server) -> Result<String,
     let bin = drill.install.bin_dir.display();
     let (from, to) = (old.cluster.data_dir(), new.cluster.data_dir());
     let upgrade = format!(
-        "pg_upgrade --old-bindir={bin} --new-bindir={bin} --old-datadir={} --new-datadir={} --username={SUPERUSER} \
-         --socketdir={} --no-sync 2>&1",
+        "pg_upgrade --old-bindir={bin} --new-bindir={bin} --old-datadir={0} --new-datadir={1} --username={SUPERUSER} \
+         --socketdir={2} --no-sync 2>&1 \
+         || {{ cat {1}/pg_upgrade_output.d/*/log/pg_upgrade_server.log; exit 1; }}",
         from.display(),
         to.display(),
         drill.folder().display()
     );
-    let output = drill.try_shell(0, &upgrade).await;
+    let output = drill.try_shell(50432, &upgrade).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() { Ok(said) } else { Err(said) }
 }
