@@ -33,7 +33,17 @@ const PIPELINE: &str = "
                'pipeline', p.pipeline, 'sidecar_alive', pgtrickle.sidecar_alive(p.pipeline),
                'frontier', p.frontier, 'data_timestamp', p.data_timestamp, 'sidecar', p.sidecar,
                'started_at', p.started_at, 'heartbeat_at', p.heartbeat_at, 'detached_at', p.detached_at,
-               'publication', p.publication_name,
+               'publication', p.publication_name, 'delivery', p.delivery, 'delivery_reason', p.delivery_reason,
+               'sources', (select coalesce(json_agg(json_build_object('name', c.source_name, 'capture', c.capture,
+                       'reason', c.capture_reason, 'fallback_ready', c.fallback_ready,
+                       'fallback_reason', c.fallback_reason) order by c.source_name), '[]')
+                   from pgtrickle.pgt_sources c where c.pipeline = p.pipeline),
+               'last_incident', (select json_build_object('detected_at', min(r.detected_at), 'diagnosis', r.diagnosis,
+                       'cause', min(r.cause), 'sources', json_agg(r.source_name order by r.source_name),
+                       'completed_at', max(r.completed_at), 'rows_inserted', max(r.rows_inserted),
+                       'rows_updated', max(r.rows_updated), 'rows_deleted', max(r.rows_deleted))
+                   from pgtrickle.pgt_recoveries r where r.pipeline = p.pipeline
+                   group by r.diagnosis, r.identity_key order by min(r.detected_at) desc limit 1),
                'slot', case when s.slot_name is not null then json_build_object(
                    'name', s.slot_name, 'active', s.active, 'wal_status', s.wal_status,
                    'unconfirmed_bytes', pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint,
@@ -103,10 +113,60 @@ fn headline(database: &str, pipeline: &Value) -> String {
         ),
     };
     format!(
-        "database: {database}\npipeline: {}\nsidecar:  {sidecar}\nfrontier: {}\nslot:     {slot}\n",
+        "database: {database}\npipeline: {}\nsidecar:  {sidecar}\nfrontier: {}\nslot:     {slot}\n{}",
         text(&pipeline["pipeline"]),
         text(&pipeline["frontier"]),
+        capture(pipeline),
     )
+}
+
+/// How sources are captured, which of them could not fall back to triggers, and the last incident.
+fn capture(pipeline: &Value) -> String {
+    let sources = pipeline["sources"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut lines = String::new();
+    if !sources.is_empty() {
+        let count = |capture: &str| sources.iter().filter(|s| s["capture"] == capture).count();
+        let mut parts = Vec::new();
+        for (capture, words) in
+            [("wal", "from the WAL"), ("trigger", "by triggers"), ("transitioning", "returning to the WAL")]
+        {
+            if count(capture) > 0 {
+                parts.push(format!("{} {words}", count(capture)));
+            }
+        }
+        lines += &format!("capture:  {} of {} tables", parts.join(", "), sources.len());
+        if let Value::String(reason) = &pipeline["delivery_reason"] {
+            lines += &format!(" ({reason})");
+        }
+        lines.push('\n');
+    }
+    let stuck = sources.iter().filter(|s| s["fallback_ready"] == Value::Bool(false));
+    for source in stuck {
+        lines += &format!(
+            "fallback: not ready for {}: {}\n",
+            text(&source["name"]),
+            text(&source["fallback_reason"])
+        );
+    }
+    let incident = &pipeline["last_incident"];
+    if !incident.is_null() {
+        let repaired = match incident["completed_at"] {
+            Value::Null => "being repaired".to_owned(),
+            _ => format!(
+                "repaired: {} rows inserted, {} updated, {} deleted",
+                text(&incident["rows_inserted"]),
+                text(&incident["rows_updated"]),
+                text(&incident["rows_deleted"])
+            ),
+        };
+        lines += &format!(
+            "incident: {} {}: {}; {repaired}\n",
+            text(&incident["detected_at"]),
+            text(&incident["diagnosis"]),
+            text(&incident["cause"])
+        );
+    }
+    lines
 }
 
 fn table(stream_tables: &Value) -> String {
@@ -197,5 +257,20 @@ mod tests {
         let said = headline("h:5432/d", &pipeline);
         assert!(said.contains("OFFLINE") && said.contains("slot:     none") && said.contains("frontier: -"));
         assert!(table(&json!([])).contains("no stream tables"));
+    }
+
+    #[test]
+    fn capture_and_the_last_incident_are_told() {
+        let source = |name: &str, capture: &str, ready: bool| json!({"name": name, "capture": capture, "fallback_ready": ready, "fallback_reason": "it belongs to app"});
+        let pipeline = json!({
+            "sources": [source("a.t", "wal", true), source("a.u", "trigger", false)], "delivery_reason": null,
+            "last_incident": {"detected_at": "now", "diagnosis": "SLOT_MISSING", "cause": "the slot is gone",
+                "completed_at": "then", "rows_inserted": 1, "rows_updated": 2, "rows_deleted": 3},
+        });
+        let said = capture(&pipeline);
+        assert!(said.contains("1 from the WAL, 1 by triggers of 2 tables"), "{said}");
+        assert!(said.contains("not ready for a.u: it belongs to app"), "{said}");
+        assert!(said.contains("repaired: 1 rows inserted, 2 updated, 3 deleted"), "{said}");
+        assert_eq!(capture(&json!({})), "");
     }
 }
