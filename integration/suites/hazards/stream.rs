@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Scene, sqlstate};
-use crate::harness::servers::for_each_major;
+use crate::harness::servers::{Server, for_each_major};
 use crate::harness::wait::{SOON, wait_until};
 
 const T: &str = "create table t (id int primary key, v int not null); insert into t select i, i from generate_series(1, 50) i;
