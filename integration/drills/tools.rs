@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use pgtrickle::postgres::account;
 use pgtrickle::postgres::binaries::PgInstall;
 use pgtrickle::postgres::cluster::{Cluster, ClusterOptions};
+use pgtrickle::postgres::watchdog::Watchdog;
 
 use super::proof::PATIENCE;
 use super::scene::BOSS;
@@ -38,6 +39,8 @@ pub struct Drill {
     pub install: PgInstall,
     /// For dumps, backups and restored clusters; the server's user may write to it.
     folder: tempfile::TempDir,
+    /// Removes the folder when no destructor runs.
+    _watchdog: Watchdog,
 }
 
 /// Runs a drill on each chosen major version that has PostgreSQL's client programs; a failure names the version.
@@ -82,7 +85,8 @@ pub async fn drill_on(name: &'static str, when: When, with: &[u32], test: impl A
         }
         let folder = tempfile::Builder::new().prefix("pgtrickle-drill-").tempdir().expect("a folder");
         give(folder.path());
-        let drill = Drill { name, major, install, folder };
+        let watchdog = Watchdog::start("KILL", None, Some(folder.path())).expect("a watchdog");
+        let drill = Drill { name, major, install, folder, _watchdog: watchdog };
         let start = Instant::now();
         let outcome = AssertUnwindSafe(test(&drill)).catch_unwind().await;
         let seconds = start.elapsed().as_secs_f64();
