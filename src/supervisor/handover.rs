@@ -39,6 +39,9 @@ pub(super) struct Handover {
     next: Option<Instant>,
     running: Option<JoinHandle<Result<Option<Ready>>>>,
     ready: Option<Ready>,
+    /// The look under way was started after everything was ready: its snapshot may be the cut. An earlier one could be
+    /// older than the slot's start, and what lies between would come in neither way.
+    armed: bool,
     /// The snapshot that separates polled from streamed; nothing is polled after it.
     pub cut: Option<Snapshot>,
     /// What was last said about why it is not possible.
@@ -54,9 +57,16 @@ struct Ready {
 }
 
 impl Handover {
-    /// Whether a snapshot is wanted to hand over at.
-    pub fn wants_cut(&self) -> bool {
-        self.ready.is_some() && self.cut.is_none()
+    /// A look at the buffers begins.
+    pub fn look_begins(&mut self) {
+        self.armed = self.ready.is_some();
+    }
+
+    /// The snapshot of the look that has ended.
+    pub fn looked(&mut self, snapshot: &Snapshot) {
+        if self.armed && self.ready.is_some() && self.cut.is_none() {
+            self.cut = Some(snapshot.clone());
+        }
     }
 
     pub fn abort(&mut self) {
@@ -169,7 +179,10 @@ impl Engine {
             self.handover.next = None;
             return Ok(());
         }
-        let until = insert_position(&self.control).await?;
+        // Strictly beyond everything that was polled: only the stream itself can pass it. Were it a position that a look
+        // has reported, the filter would end before the stream has delivered what was polled, and it would come twice.
+        load::force_flush(&self.control, &self.options.pipeline).await?;
+        let until = insert_position(&self.control).await?.max(self.received + 1);
         load::force_flush(&self.control, &self.options.pipeline).await?;
         let ids: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
         self.sources.hand_over(&cut, until, |layout| layout.captured_by = CapturedBy::Wal);

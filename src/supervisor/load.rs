@@ -87,6 +87,8 @@ pub(super) async fn load(
         return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
     }
     boundary.close().await?;
+    // A record after the snapshot: no look at change buffers that began before it can have reported this position.
+    force_flush(client, &job.capturing.pipeline).await?;
     let until = insert_position(client).await?;
     force_flush(client, &job.capturing.pipeline).await?;
     let seconds = started.elapsed().as_secs_f64();

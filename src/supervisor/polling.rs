@@ -43,6 +43,7 @@ impl Engine {
                 Arrived::Polled(polled) => return self.take_polled(*polled),
                 Arrived::Due => {
                     let (sources, limit) = (self.sources.triggered(), self.input_limit());
+                    self.handover.look_begins();
                     if let Some(polling) = self.stream.polling() {
                         polling.start(sources.into_iter().map(|(_, id)| id).collect(), limit);
                     }
@@ -73,15 +74,17 @@ impl Engine {
     pub(super) async fn check_triggers(&mut self) -> Result<()> {
         let mode = if self.stream.is_poll() { Mode::Buffer } else { Mode::Message };
         let triggered = self.sources.triggered();
+        let mut hole = None;
         for (oid, id) in &triggered {
             if let Some(broken) = trigger::broken_seal(&self.control, *id, mode).await? {
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
                 diagnose::tell_triggers_lost(&self.control, &self.options, *id, &broken).await?;
-                return Err(Error::new(
-                    ErrorKind::Identity,
-                    format!("capture of {name} had a hole: {broken}"),
-                ));
+                let context = format!("capture of {name} had a hole: {broken}");
+                hole = Some(Error::new(ErrorKind::Identity, context));
             }
+        }
+        if let Some(hole) = hole {
+            return Err(hole);
         }
         if mode == Mode::Message && !triggered.is_empty() {
             let token = trigger::token(&self.control, &self.options.pipeline).await?;
@@ -96,9 +99,7 @@ impl Engine {
         self.received = self.received.max(polled.position);
         self.server_time = Some(polled.time);
         self.near = self.near.max(polled.snapshot.xmax);
-        if self.handover.wants_cut() {
-            self.handover.cut = Some(polled.snapshot.clone());
-        }
+        self.handover.looked(&polled.snapshot);
         if !polled.consumed.is_empty() {
             self.polled = Some(polled);
         }
