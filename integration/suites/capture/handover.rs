@@ -8,7 +8,7 @@ use super::world::World;
 use super::{CAPTURE, TRIGGERS, WARNINGS, becomes, text};
 use crate::harness::database::SIDECAR;
 use crate::harness::servers::{each, own_cluster};
-use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major};
+use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major, wait_until};
 
 const DROP_SLOT: &str = "do $$
     begin
@@ -207,8 +207,11 @@ async fn many_handovers_miss_nothing_and_repeat_nothing() {
             dba.batch_execute(DROP_SLOT).await.unwrap();
             let told = format!("select (count(*) >= {round})::text from pgtrickle.pgt_recoveries");
             becomes(&dba, &told, "true").await;
-            becomes(&dba, "select delivery from pgtrickle.pgt_pipelines", "slot").await;
-            becomes(&dba, CAPTURE, "wal").await;
+            wait_until("the way back to the WAL", SOON, || async {
+                let back = sidecar.logs().matches("changes come from the WAL again").count();
+                if back >= round { Ok(()) } else { Err(format!("{back} times")) }
+            })
+            .await;
             const DIFFERS: &str = "select count(*) || '' from (
                 (select kind, v, count(*) from app.noted group by 1, 2 except all select kind, v, count(*) from app.bag group by 1, 2)
                 union all (select kind, v, count(*) from app.bag group by 1, 2 except all select kind, v, count(*) from app.noted group by 1, 2)) d";
