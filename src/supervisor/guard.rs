@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::diagnose;
 use super::engine::Engine;
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::error;
+use crate::recovery::CdcMode;
 
 /// Channel of alerts; the payload is a JSON object with the key `event`.
 pub const CHANNEL: &str = "pg_trickle_alert";
@@ -48,6 +50,9 @@ impl Engine {
     pub(super) async fn guard_slot(&mut self) -> Result<()> {
         if self.stream.is_poll() {
             return Ok(());
+        }
+        if diagnose::cdc_mode(&self.control, &self.options).await? == CdcMode::Trigger {
+            return Err(Error::new(ErrorKind::Identity, "capture by triggers was asked for"));
         }
         const SQL: &str =
             "select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint,

@@ -128,7 +128,16 @@ async fn capture_modes_can_be_set_in_the_database_and_on_the_command_line() {
             .unwrap();
         becomes(&dba, CAPTURE, "wal").await;
         writers.more(100).await;
+        dba.batch_execute("update pgtrickle.settings set value = 'trigger' where key = 'cdc_mode'")
+            .await
+            .unwrap();
+        becomes(&dba, CAPTURE, "trigger").await;
+        writers.more(100).await;
+        dba.batch_execute("delete from pgtrickle.settings where key = 'cdc_mode'").await.unwrap();
+        becomes(&dba, CAPTURE, "wal").await;
+        writers.more(100).await;
         writers.stop().await;
+        world.active().await;
         world.check().await;
         assert_eq!(text(&dba, "select count(*) || '' from pgtrickle.pgt_recoveries").await, "0");
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
