@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::replication::{PipelineNames, slot};
 
@@ -39,31 +39,29 @@ pub(super) async fn leave(target: &Target, names: &PipelineNames) -> Result<()> 
     Ok(())
 }
 
-/// Waits until the pipeline is attached again; false at the shutdown.
-///
-/// # Errors
-/// What a start would end with, for example that the database is gone.
-pub(super) async fn wait_attached(
-    target: &Target,
-    pipeline: &str,
-    shutdown: &CancellationToken,
-) -> Result<bool> {
+/// Waits until the pipeline is attached again; false at the shutdown. A database that is away is waited for: detached is
+/// what it is while it is renamed, copied or restored.
+pub(super) async fn wait_attached(target: &Target, pipeline: &str, shutdown: &CancellationToken) -> bool {
+    let mut told = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = shutdown.cancelled() => return Ok(false),
+            () = shutdown.cancelled() => return false,
         }
         let look = async {
             let client = target.connect(Purpose::Tool).await?;
             is_detached(&client, pipeline).await
         };
         match look.await {
-            Ok(true) => {}
-            Ok(false) => return Ok(true),
-            Err(e) if e.kind() == ErrorKind::Connection => {
-                tracing::debug!(error = %e, "detached, and the server is away");
+            Ok(true) => told = None,
+            Ok(false) => return true,
+            Err(e) => {
+                let text = e.to_string();
+                if told.as_ref() != Some(&text) {
+                    tracing::info!(error = %text, "detached, and the database cannot be looked at; waiting for it");
+                    told = Some(text);
+                }
             }
-            Err(e) => return Err(e),
         }
     }
 }

@@ -73,7 +73,7 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
         let error = match start::serve(&options, &reason, distrust, &shutdown, &mut life).await {
             Ok(start::End::Stopped) => return Ok(()),
             Ok(start::End::Detached) => {
-                if !detach::wait_attached(&options.target, &options.pipeline, &shutdown).await? {
+                if !detach::wait_attached(&options.target, &options.pipeline, &shutdown).await {
                     return Ok(());
                 }
                 reason = "the pipeline was attached again".to_owned();

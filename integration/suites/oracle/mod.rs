@@ -1,8 +1,9 @@
 //! The oracle test: random schemas, random supported queries and random transactions; PostgreSQL says what every stream
 //! table must hold, at quiescence and at every commit boundary in between.
 //!
-//! `PGTRICKLE_ORACLE_SEED` repeats a run (a failure prints it), `PGTRICKLE_ORACLE_ROUNDS` sets how many random rounds
-//! each major gets. How the check in the middle is sound: see [`boundaries`].
+//! `PGTRICKLE_ORACLE_SEED` chooses a run (a failure prints it; `random` takes one from the clock),
+//! `PGTRICKLE_ORACLE_ROUNDS` sets how many random rounds each major gets. How the check in the middle is sound: see
+//! [`boundaries`].
 
 pub mod answers;
 pub mod boundaries;
