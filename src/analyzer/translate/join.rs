@@ -210,7 +210,7 @@ impl Translator<'_> {
         let (left, left_columns) = self.columns_for(left, &computed)?;
         let (right, right_columns) = self.columns_for(right, &right_keys)?;
         let on = (left_columns.iter().zip(&right_columns).zip(&forms))
-            .map(|((&left, &right), &form)| JoinKey { left, right, form })
+            .map(|((&left, &right), &form)| JoinKey { left, right, form, nulls_match: false })
             .collect();
         let blocks = Stage::joined_blocks(&left, &right);
         let columns = left.columns.iter().chain(&right.columns).cloned().collect();
