@@ -43,7 +43,10 @@ enum State {
     Numeric(NumericSum),
     Float(FloatSum),
     Extreme(BTreeMap<Ordered, i64>),
-    Bool { trues: i64, falses: i64 },
+    Bool {
+        trues: i64,
+        falses: i64,
+    },
     /// Values with NULLs, one column each.
     Single(BTreeMap<Row, i64>),
 }

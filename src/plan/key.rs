@@ -58,8 +58,7 @@ struct Proven {
 
 impl Proven {
     fn new(not_null: Vec<bool>, keys: impl IntoIterator<Item = BTreeSet<usize>>) -> Proven {
-        let mut proven =
-            Proven { not_null, keys: Vec::new(), images: Vec::new(), dependencies: Vec::new() };
+        let mut proven = Proven { not_null, keys: Vec::new(), images: Vec::new(), dependencies: Vec::new() };
         keys.into_iter().for_each(|k| proven.add(k));
         proven
     }

@@ -131,7 +131,7 @@ pub enum AggregateFunction {
 }
 
 /// Expressions that PostgreSQL evaluates over batches of changed rows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RemoteBatch {
     /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
     pub inputs: Vec<RemoteInput>,
