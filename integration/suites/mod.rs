@@ -32,4 +32,5 @@ mod rights;
 mod schema;
 mod servers;
 mod snapshots;
+mod sql_subqueries;
 mod stand_in;

@@ -24,6 +24,7 @@ mod native;
 mod protocol;
 mod render;
 mod runtime;
+mod setop;
 mod sink;
 mod source;
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub enum Rel {
     Project { input: Box<Rel>, exprs: Vec<Expr> },
     /// The input's columns, then one column per expression that PostgreSQL computes.
     Evaluate { input: Box<Rel>, batch: RemoteBatch },
-    /// The left columns, then the right ones.
+    /// The left columns, then the right ones (Semi and Anti: the left columns only).
     Join { kind: JoinKind, left: Box<Rel>, right: Box<Rel>, on: Vec<JoinKey>, residual: Option<Expr> },
     /// The group columns, then one column per aggregate. Without group columns there is always exactly one row.
     Aggregate { input: Box<Rel>, group: Vec<GroupKey>, aggregates: Vec<Aggregate> },
@@ -43,6 +43,9 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
+    /// smallest first.
+    SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,14 +53,38 @@ pub enum JoinKind {
     Inner,
     /// Left rows without a match (after the residual) appear once per occurrence with NULLs on the right.
     Left,
+    /// As Left, and right rows without a match appear once per occurrence with NULLs on the left.
+    Full,
+    /// Left rows with at least one match.
+    Semi,
+    /// Left rows without a match.
+    Anti,
 }
 
-/// `left column = right column` under one equality; NULL keys never match.
+impl JoinKind {
+    /// Whether only left columns are put out.
+    pub fn is_left_only(self) -> bool {
+        matches!(self, JoinKind::Semi | JoinKind::Anti)
+    }
+}
+
+/// `left column = right column` under one equality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct JoinKey {
     pub left: usize,
     pub right: usize,
     pub form: KeyForm,
+    /// NULL matches NULL (`IS NOT DISTINCT FROM`); else NULL keys match nothing.
+    #[serde(default)]
+    pub nulls_match: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SetOpKind {
+    /// Once if both sides have the row; with ALL as often as the side that has it less often.
+    Intersect,
+    /// Once if only the left side has the row; with ALL as often as the left side has it more often.
+    Except,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,10 +126,12 @@ pub enum AggregateFunction {
     Max(expr::Order),
     BoolAnd,
     BoolOr,
+    /// The value of the only row, NULL included; NULL without rows, error 21000 with several: a scalar subquery.
+    Single,
 }
 
 /// Expressions that PostgreSQL evaluates over batches of changed rows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RemoteBatch {
     /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
     pub inputs: Vec<RemoteInput>,
@@ -170,7 +199,9 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Filter { input, .. } => width(input),
         Rel::Project { exprs, .. } => exprs.len(),
         Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
+        Rel::Join { kind, left, .. } if kind.is_left_only() => width(left),
         Rel::Join { left, right, .. } => width(left) + width(right),
+        Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
@@ -187,7 +218,7 @@ impl Rel {
             | Rel::Evaluate { input, .. }
             | Rel::Aggregate { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
-            Rel::Join { left, right, .. } => vec![left, right],
+            Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
             Rel::UnionAll { inputs } => inputs.iter().collect(),
         }
     }
@@ -204,13 +235,17 @@ impl Rel {
     }
 
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
+    /// Equal batches share one, so that equal subtrees stay equal.
     pub fn number_user_batches(&mut self) {
-        fn walk(rel: &mut Rel, next: &mut u32) {
+        fn walk(rel: &mut Rel, next: &mut Vec<RemoteBatch>) {
             if let Rel::Evaluate { batch, .. } = rel
                 && batch.exprs.iter().any(|e| !e.builtin_only)
             {
-                batch.owner_function = Some(*next);
-                *next += 1;
+                let known = next.iter().position(|b| b == batch).unwrap_or_else(|| {
+                    next.push(batch.clone());
+                    next.len() - 1
+                });
+                batch.owner_function = u32::try_from(known).ok();
             }
             match rel {
                 Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
@@ -219,14 +254,14 @@ impl Rel {
                 | Rel::Evaluate { input, .. }
                 | Rel::Aggregate { input, .. }
                 | Rel::Distinct { input, .. } => walk(input, next),
-                Rel::Join { left, right, .. } => {
+                Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                     walk(left, next);
                     walk(right, next);
                 }
                 Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
             }
         }
-        walk(self, &mut 0);
+        walk(self, &mut Vec::new());
     }
 
     /// Calls `visit` for this operator and all below, from the top.
