@@ -6,6 +6,7 @@
 
 pub mod explain;
 pub mod expr;
+mod group;
 pub mod key;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
+pub use group::{GroupBatch, GroupForm, SortKey};
 
 /// OID of a captured relation (for a partitioned or inherited table its root).
 pub type SourceId = u32;
@@ -43,6 +45,20 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// Collects the rows of each group and lets PostgreSQL compute what depends on all of them; [`GroupForm`] says
+    /// which columns come out.
+    Group { input: Box<Rel>, keys: Vec<GroupKey>, batch: GroupBatch },
+    /// The input's columns; of each partition the rows past the first `offset`, at most `limit` of them (`None`: all),
+    /// with ties also those equal to the last one by `order`. Rows that are equal by `order` come in the order of their
+    /// images.
+    TopK {
+        input: Box<Rel>,
+        partition: Vec<GroupKey>,
+        order: Vec<SortKey>,
+        offset: u64,
+        limit: Option<u64>,
+        with_ties: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -161,6 +177,31 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
+/// A statement that PostgreSQL runs for an operator of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum RemoteWork<'a> {
+    Rows(&'a RemoteBatch),
+    Groups(&'a GroupBatch),
+}
+
+impl RemoteWork<'_> {
+    /// Number of the owner's function that it runs in, if it calls users' code.
+    pub fn owner_function(&self) -> Option<u32> {
+        match self {
+            RemoteWork::Rows(batch) => batch.owner_function,
+            RemoteWork::Groups(batch) => batch.owner_function,
+        }
+    }
+
+    /// Number of `text[]` parameters of the statement.
+    pub fn parameters(&self) -> usize {
+        match self {
+            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
+            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
+        }
+    }
+}
+
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -174,6 +215,11 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
+            true => width(input) + batch.exprs.len(),
+            false => keys.len() + batch.exprs.len(),
+        },
+        Rel::TopK { input, .. } => width(input),
     }
 }
 
@@ -186,31 +232,38 @@ impl Rel {
             | Rel::Project { input, .. }
             | Rel::Evaluate { input, .. }
             | Rel::Aggregate { input, .. }
+            | Rel::Group { input, .. }
+            | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } => vec![left, right],
             Rel::UnionAll { inputs } => inputs.iter().collect(),
         }
     }
 
-    /// Expressions for PostgreSQL, in the order of a walk.
-    pub fn batches(&self) -> Vec<&RemoteBatch> {
-        let mut batches = Vec::new();
-        self.walk(&mut |rel| {
-            if let Rel::Evaluate { batch, .. } = rel {
-                batches.push(batch);
-            }
+    /// What PostgreSQL computes, in the order of a walk.
+    pub fn remote_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = Vec::new();
+        self.walk(&mut |rel| match rel {
+            Rel::Evaluate { batch, .. } => work.push(RemoteWork::Rows(batch)),
+            Rel::Group { batch, .. } => work.push(RemoteWork::Groups(batch)),
+            _ => {}
         });
-        batches
+        work
     }
 
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
     pub fn number_user_batches(&mut self) {
+        fn number(function: &mut Option<u32>, next: &mut u32) {
+            *function = Some(*next);
+            *next += 1;
+        }
         fn walk(rel: &mut Rel, next: &mut u32) {
-            if let Rel::Evaluate { batch, .. } = rel
-                && batch.exprs.iter().any(|e| !e.builtin_only)
-            {
-                batch.owner_function = Some(*next);
-                *next += 1;
+            match rel {
+                Rel::Evaluate { batch, .. } if batch.exprs.iter().any(|e| !e.builtin_only) => {
+                    number(&mut batch.owner_function, next);
+                }
+                Rel::Group { batch, .. } if batch.calls_users() => number(&mut batch.owner_function, next),
+                _ => {}
             }
             match rel {
                 Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
@@ -218,6 +271,8 @@ impl Rel {
                 | Rel::Project { input, .. }
                 | Rel::Evaluate { input, .. }
                 | Rel::Aggregate { input, .. }
+                | Rel::Group { input, .. }
+                | Rel::TopK { input, .. }
                 | Rel::Distinct { input, .. } => walk(input, next),
                 Rel::Join { left, right, .. } => {
                     walk(left, next);
