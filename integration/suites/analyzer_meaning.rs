@@ -120,7 +120,9 @@ impl Interpreter<'_> {
     async fn run(&self, rel: &Rel) -> Rows {
         match rel {
             Rel::Source { source, attributes } => self.source(*source, attributes).await,
-            Rel::StreamTable { .. } => panic!("no stream tables here"),
+            Rel::StreamTable { .. } | Rel::Group { .. } | Rel::TopK { .. } => {
+                panic!("nothing of the kind here")
+            }
             Rel::Constant { rows } => rows.clone(),
             Rel::Filter { input, predicate } => {
                 let rows = Box::pin(self.run(input)).await;

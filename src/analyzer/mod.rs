@@ -16,5 +16,6 @@ mod oids;
 pub mod translate;
 pub mod verify;
 pub mod volatility;
+pub mod window;
 
 pub use analysis::{Analysis, SourceFacts, TreeSource, analyze};

@@ -16,6 +16,7 @@
 
 mod aggregate;
 mod arrangement;
+mod collect;
 mod evaluate;
 mod group;
 mod join;
@@ -29,6 +30,7 @@ mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
+mod topk;
 mod worker;
 
 pub use evaluate::{EvaluationReply, EvaluationRequest};

@@ -4,6 +4,7 @@
 //! by filters and joins that could not decide (hazard B1). Errors inside a row travel with it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use differential_dataflow::input::InputSession;
 use timely::dataflow::Scope;
@@ -13,14 +14,16 @@ use super::arrangement::{
     ArrangementKey, Button, JoinColumns, RowArrangement, SetTrace, SharedArrangements, arrange, join_key,
     positions,
 };
-use super::evaluate::{RequestSender, evaluate};
+use super::collect;
+use super::evaluate::{RequestSender, Work, evaluate};
 use super::join;
 use super::keyed::Rows;
 use super::native::Native;
 use super::protocol::{Bindings, Epoch, InstanceId};
 use super::setop::set_operation;
+use super::topk::{self, Window};
 use crate::error::{Error, Result};
-use crate::plan::{Expr, JoinKey, JoinKind, Rel, ViewId, width};
+use crate::plan::{Expr, GroupForm, JoinKey, JoinKind, Rel, ViewId, width};
 use crate::row::{Datum, Row};
 
 /// A rendered operator.
@@ -99,6 +102,8 @@ pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<Arrangem
         | Rel::Project { input, .. }
         | Rel::Evaluate { input, .. }
         | Rel::Aggregate { input, .. }
+        | Rel::Group { input, .. }
+        | Rel::TopK { input, .. }
         | Rel::Distinct { input, .. } => shared_keys(input, bindings, out),
         Rel::SetOp { left, right, .. } => {
             shared_keys(left, bindings, out);
@@ -174,7 +179,28 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
         Rel::Evaluate { input, batch } => {
             let requests = context.requests.clone();
             let view = context.view;
-            render(context, input)?.map(false, |rows| evaluate(rows, view, batch.clone(), requests))
+            let work = Work::Row(Arc::new(batch.clone()));
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+        }
+        Rel::Group { input, batch, .. } if batch.form == GroupForm::Sets => {
+            let (requests, view) = (context.requests.clone(), context.view);
+            let work = Work::Set(Arc::new(batch.clone()));
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+        }
+        Rel::Group { input, keys, batch } => {
+            let (requests, view, first) = (context.requests.clone(), context.view, context.now);
+            let owner = owns_empty_key(context.scope);
+            let (keys, batch) = (keys.clone(), batch.clone());
+            render(context, input)?
+                .map(false, |rows| collect::group(rows, view, keys, batch, requests, first, owner))
+        }
+        Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+            let window = Window { offset: *offset, limit: *limit, with_ties: *with_ties };
+            let (partition, order, first) = (partition.clone(), order.clone(), context.now);
+            let held = context.requests.held.clone();
+            let input = render(context, input)?;
+            let sound = input.sound;
+            input.map(sound, |rows| topk::top(rows, partition, order, window, first, held))
         }
         Rel::Join { kind, left, right, on, residual } => {
             render_join(context, *kind, left, right, on, residual.clone())?

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::expr::Expr;
-use super::{AggregateFunction, JoinKind, Rel, SourceId, ViewId};
+use super::{Aggregate, AggregateFunction, GroupForm, GroupKey, JoinKind, Rel, SourceId, ViewId};
 use crate::row::key::KeyForm;
 
 /// Keys that a join could make out of its inputs' keys past this number are forgotten.
@@ -147,25 +147,29 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             join(*kind, left, right, on, residual.as_ref())
         }
         Rel::Aggregate { input, group, aggregates } => {
-            let input = prove(input, facts);
-            let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
-            let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();
-            not_null.extend(
-                aggregates
-                    .iter()
-                    .map(|a| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count)),
-            );
-            let mut proven = Proven::new(not_null, []);
-            proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
-            proven.images.push((0..columns.len()).collect());
-            // Grouping by images can tell apart what the type's equality does not.
-            if group.iter().all(|g| g.form != KeyForm::Exact) {
-                proven.add(proven.reduced((0..columns.len()).collect()));
+            let counts =
+                |a: &Aggregate| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count);
+            grouped(prove(input, facts), group, aggregates.iter().map(counts).collect())
+        }
+        Rel::Group { input, batch, .. } if batch.form.keeps_rows() => {
+            let mut proven = prove(input, facts);
+            proven.not_null.resize(proven.not_null.len() + batch.exprs.len(), false);
+            if batch.form == GroupForm::Sets {
+                // A row may come more than once; its columns still decide what they did.
+                proven.keys.clear();
             }
-            for key in &input.keys {
-                let mapped: Option<BTreeSet<usize>> =
-                    key.iter().map(|k| columns.iter().position(|c| c == k)).collect();
-                mapped.into_iter().for_each(|k| proven.add(k));
+            proven
+        }
+        Rel::Group { input, keys, batch } => {
+            grouped(prove(input, facts), keys, vec![false; batch.exprs.len()])
+        }
+        Rel::TopK { input, partition, offset: _, limit, with_ties, .. } => {
+            let mut proven = prove(input, facts);
+            if *limit == Some(1) && !with_ties {
+                let columns: BTreeSet<usize> = partition.iter().map(|k| k.column).collect();
+                if partition.iter().all(|k| k.form != KeyForm::Exact) {
+                    proven.add(proven.reduced(columns));
+                }
             }
             proven
         }
@@ -200,6 +204,26 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             Proven::new(not_null, [])
         }
     }
+}
+
+/// One row per group; `not_null` is of the aggregates.
+fn grouped(input: Proven, group: &[GroupKey], aggregates: Vec<bool>) -> Proven {
+    let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
+    let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();
+    not_null.extend(aggregates);
+    let mut proven = Proven::new(not_null, []);
+    proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
+    proven.images.push((0..columns.len()).collect());
+    // Grouping by images can tell apart what the type's equality does not.
+    if group.iter().all(|g| g.form != KeyForm::Exact) {
+        proven.add(proven.reduced((0..columns.len()).collect()));
+    }
+    for key in &input.keys {
+        let mapped: Option<BTreeSet<usize>> =
+            key.iter().map(|k| columns.iter().position(|c| c == k)).collect();
+        mapped.into_iter().for_each(|k| proven.add(k));
+    }
+    proven
 }
 
 fn leaf<C: Copy + Ord>(relation: Option<&RelationKeys<C>>, columns: &[C]) -> Proven {

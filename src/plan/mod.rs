@@ -6,6 +6,7 @@
 
 pub mod explain;
 pub mod expr;
+mod group;
 pub mod key;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
+pub use group::{GroupBatch, GroupForm, SortKey};
 
 /// OID of a captured relation (for a partitioned or inherited table its root).
 pub type SourceId = u32;
@@ -46,6 +48,20 @@ pub enum Rel {
     /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
     /// smallest first.
     SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
+    /// Collects the rows of each group and lets PostgreSQL compute what depends on all of them; [`GroupForm`] says
+    /// which columns come out.
+    Group { input: Box<Rel>, keys: Vec<GroupKey>, batch: GroupBatch },
+    /// The input's columns; of each partition the rows past the first `offset`, at most `limit` of them (`None`: all),
+    /// with ties also those equal to the last one by `order`. Rows that are equal by `order` come in the order of their
+    /// images.
+    TopK {
+        input: Box<Rel>,
+        partition: Vec<GroupKey>,
+        order: Vec<SortKey>,
+        offset: u64,
+        limit: Option<u64>,
+        with_ties: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -190,6 +206,31 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
+/// A statement that PostgreSQL runs for an operator of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum RemoteWork<'a> {
+    Rows(&'a RemoteBatch),
+    Groups(&'a GroupBatch),
+}
+
+impl RemoteWork<'_> {
+    /// Number of the owner's function that it runs in, if it calls users' code.
+    pub fn owner_function(&self) -> Option<u32> {
+        match self {
+            RemoteWork::Rows(batch) => batch.owner_function,
+            RemoteWork::Groups(batch) => batch.owner_function,
+        }
+    }
+
+    /// Number of `text[]` parameters of the statement.
+    pub fn parameters(&self) -> usize {
+        match self {
+            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
+            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
+        }
+    }
+}
+
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -205,6 +246,11 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
+            true => width(input) + batch.exprs.len(),
+            false => keys.len() + batch.exprs.len(),
+        },
+        Rel::TopK { input, .. } => width(input),
     }
 }
 
@@ -217,35 +263,50 @@ impl Rel {
             | Rel::Project { input, .. }
             | Rel::Evaluate { input, .. }
             | Rel::Aggregate { input, .. }
+            | Rel::Group { input, .. }
+            | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
             Rel::UnionAll { inputs } => inputs.iter().collect(),
         }
     }
 
-    /// Expressions for PostgreSQL, in the order of a walk.
-    pub fn batches(&self) -> Vec<&RemoteBatch> {
-        let mut batches = Vec::new();
-        self.walk(&mut |rel| {
-            if let Rel::Evaluate { batch, .. } = rel {
-                batches.push(batch);
-            }
+    /// What PostgreSQL computes, in the order of a walk.
+    pub fn remote_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = Vec::new();
+        self.walk(&mut |rel| match rel {
+            Rel::Evaluate { batch, .. } => work.push(RemoteWork::Rows(batch)),
+            Rel::Group { batch, .. } => work.push(RemoteWork::Groups(batch)),
+            _ => {}
         });
-        batches
+        work
     }
 
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
     /// Equal batches share one, so that equal subtrees stay equal.
     pub fn number_user_batches(&mut self) {
-        fn walk(rel: &mut Rel, next: &mut Vec<RemoteBatch>) {
-            if let Rel::Evaluate { batch, .. } = rel
-                && batch.exprs.iter().any(|e| !e.builtin_only)
-            {
-                let known = next.iter().position(|b| b == batch).unwrap_or_else(|| {
-                    next.push(batch.clone());
-                    next.len() - 1
-                });
-                batch.owner_function = u32::try_from(known).ok();
+        #[derive(PartialEq)]
+        enum Known {
+            Rows(RemoteBatch),
+            Group(GroupBatch),
+        }
+        /// The number of an equal batch met before, or the next one.
+        fn number(batch: Known, known: &mut Vec<Known>) -> Option<u32> {
+            let position = known.iter().position(|k| *k == batch).unwrap_or_else(|| {
+                known.push(batch);
+                known.len() - 1
+            });
+            u32::try_from(position).ok()
+        }
+        fn walk(rel: &mut Rel, next: &mut Vec<Known>) {
+            match rel {
+                Rel::Evaluate { batch, .. } if batch.exprs.iter().any(|e| !e.builtin_only) => {
+                    batch.owner_function = number(Known::Rows(batch.clone()), next);
+                }
+                Rel::Group { batch, .. } if batch.calls_users() => {
+                    batch.owner_function = number(Known::Group(batch.clone()), next);
+                }
+                _ => {}
             }
             match rel {
                 Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
@@ -253,6 +314,8 @@ impl Rel {
                 | Rel::Project { input, .. }
                 | Rel::Evaluate { input, .. }
                 | Rel::Aggregate { input, .. }
+                | Rel::Group { input, .. }
+                | Rel::TopK { input, .. }
                 | Rel::Distinct { input, .. } => walk(input, next),
                 Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                     walk(left, next);

@@ -4,7 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::plan::expr::Expr;
-use crate::plan::{Aggregate, GroupKey, JoinKey, Rel, RemoteBatch, RemoteInput, width};
+use crate::plan::{
+    Aggregate, GroupBatch, GroupForm, GroupKey, JoinKey, Rel, RemoteBatch, RemoteInput, SortKey, width,
+};
 use crate::row::Row;
 
 /// Where each old column is now.
@@ -152,6 +154,20 @@ fn narrow(rel: Rel, need: &BTreeSet<usize>, shared: &mut Shared) -> (Rel, Map) {
             (Rel::Join { kind, left: Box::new(left), right: Box::new(right), on, residual }, map)
         }
         Rel::Aggregate { input, group, aggregates } => aggregate(*input, group, aggregates, need, shared),
+        Rel::Group { input, keys, batch } if batch.form.keeps_rows() => {
+            rows(*input, keys, batch, need, shared)
+        }
+        Rel::Group { input, keys, batch } => groups(*input, keys, batch, need, shared),
+        Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+            // Every column decides which of equal rows come first: the input keeps only what is read, but all of that.
+            let mut inner = need.clone();
+            inner.extend(partition.iter().map(|k| k.column).chain(order.iter().map(|k| k.column)));
+            let (input, map) = narrow(*input, &inner, shared);
+            let partition =
+                partition.into_iter().map(|k| GroupKey { column: moved(&map, k.column), ..k }).collect();
+            let order = order.into_iter().map(|k| SortKey { column: moved(&map, k.column), ..k }).collect();
+            (Rel::TopK { input: Box::new(input), partition, order, offset, limit, with_ties }, map)
+        }
         Rel::Distinct { input, keys } => {
             let all: BTreeSet<usize> = (0..keys.len()).collect();
             let map = exact_map(keys.len(), &all);
@@ -195,6 +211,62 @@ fn evaluate(input: Rel, batch: RemoteBatch, need: &BTreeSet<usize>, shared: &mut
         Rel::Evaluate { input: Box::new(input), batch: RemoteBatch { inputs, exprs, owner_function: None } },
         map,
     )
+}
+
+/// The expressions of a batch that are read, with its inputs where they are now.
+fn narrowed(batch: GroupBatch, kept: &[usize], map: &Map) -> GroupBatch {
+    let inputs =
+        batch.inputs.into_iter().map(|i| RemoteInput { column: moved(map, i.column), ..i }).collect();
+    let exprs =
+        batch.exprs.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, e)| e).collect();
+    GroupBatch { inputs, exprs, ..batch }
+}
+
+/// Window functions and sets, which keep the input's columns.
+fn rows(
+    input: Rel,
+    keys: Vec<GroupKey>,
+    batch: GroupBatch,
+    need: &BTreeSet<usize>,
+    shared: &mut Shared,
+) -> (Rel, Map) {
+    let before = width(&input);
+    let total = before + batch.exprs.len();
+    let mut inner: BTreeSet<usize> = need.iter().filter(|&&c| c < before).copied().collect();
+    let kept: Vec<usize> = (0..batch.exprs.len()).filter(|i| need.contains(&(before + i))).collect();
+    if kept.is_empty() && batch.form == GroupForm::Windows {
+        let (input, mut map) = narrow(input, &inner, shared);
+        map.resize(total, None);
+        return (input, map);
+    }
+    inner.extend(batch.inputs.iter().map(|i| i.column));
+    inner.extend(keys.iter().map(|k| k.column));
+    let mut map = exact_map(before, &inner);
+    let input = Box::new(exact(input, &inner, shared));
+    map.resize(total, None);
+    kept.iter().enumerate().for_each(|(new, old)| map[before + old] = Some(inner.len() + new));
+    let keys = keys.into_iter().map(|k| GroupKey { column: moved(&map, k.column), ..k }).collect();
+    let batch = narrowed(batch, &kept, &map);
+    (Rel::Group { input, keys, batch }, map)
+}
+
+/// Aggregates that PostgreSQL computes; the keys stay.
+fn groups(
+    input: Rel,
+    keys: Vec<GroupKey>,
+    batch: GroupBatch,
+    need: &BTreeSet<usize>,
+    shared: &mut Shared,
+) -> (Rel, Map) {
+    let total = keys.len() + batch.exprs.len();
+    let kept: Vec<usize> = (0..batch.exprs.len()).filter(|i| need.contains(&(keys.len() + i))).collect();
+    let all: BTreeSet<usize> = (0..keys.len()).chain(kept.iter().map(|i| keys.len() + i)).collect();
+    let inner: BTreeSet<usize> =
+        keys.iter().map(|k| k.column).chain(batch.inputs.iter().map(|i| i.column)).collect();
+    let (input, map) = narrow(input, &inner, shared);
+    let keys = keys.into_iter().map(|k| GroupKey { column: moved(&map, k.column), ..k }).collect();
+    let batch = narrowed(batch, &kept, &map);
+    (Rel::Group { input: Box::new(input), keys, batch }, exact_map(total, &all))
 }
 
 fn aggregate(
