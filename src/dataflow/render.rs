@@ -76,7 +76,9 @@ pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<Arrangem
         | Rel::Evaluate { input, .. }
         | Rel::Aggregate { input, .. }
         | Rel::Distinct { input, .. } => shared_keys(input, bindings, out),
-        Rel::UnionAll { inputs } => inputs.iter().for_each(|i| shared_keys(i, bindings, out)),
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+            inputs.iter().for_each(|i| shared_keys(i, bindings, out));
+        }
         Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
     }
 }
@@ -97,6 +99,7 @@ fn width(rel: &Rel) -> usize {
         Rel::Join { left, right, .. } => width(left) + width(right),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
 
@@ -159,9 +162,11 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
             let (keys, first) = (keys.clone(), context.now);
             render(context, input)?.map(true, |rows| aggregate::distinct(rows, keys, first))
         }
-        Rel::UnionAll { inputs } => {
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
             let mut all = inputs.iter().map(|i| render(context, i)).collect::<Result<Vec<_>>>()?.into_iter();
-            let Some(first) = all.next() else { return Err(Error::internal("a union of nothing")) };
+            let Some(first) = all.next() else {
+                return render(context, &Rel::Constant { rows: Vec::new() });
+            };
             all.fold(first, |sum, next| Rendered {
                 rows: sum.rows.concat(next.rows),
                 failures: sum.failures.into_iter().chain(next.failures).collect(),

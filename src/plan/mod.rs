@@ -14,7 +14,7 @@ use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
 
-/// OID of a captured relation (for a partitioned or inherited table its root).
+/// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
 
 /// Identity of a stream table: `pgt_stream_tables.pgt_id`.
@@ -43,6 +43,8 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// The given attributes of a partitioned table: the rows of its leaf partitions, of which there may be none.
+    Partitioned { root: SourceId, attributes: Vec<i16>, leaves: Vec<Rel> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -174,6 +176,7 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
 
@@ -188,7 +191,7 @@ impl Rel {
             | Rel::Aggregate { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } => vec![left, right],
-            Rel::UnionAll { inputs } => inputs.iter().collect(),
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
 
@@ -223,7 +226,9 @@ impl Rel {
                     walk(left, next);
                     walk(right, next);
                 }
-                Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
+                Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+                    inputs.iter_mut().for_each(|i| walk(i, next));
+                }
             }
         }
         walk(self, &mut 0);
