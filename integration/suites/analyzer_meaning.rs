@@ -174,7 +174,7 @@ impl Interpreter<'_> {
                 }
                 seen.into_values().collect()
             }
-            Rel::UnionAll { inputs } => {
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
                 let mut all = Vec::new();
                 for input in inputs {
                     all.extend(Box::pin(self.run(input)).await);

@@ -30,8 +30,13 @@ const SCHEMA: &str = "
     alter table full_id replica identity full;
     create table g (a int primary key, b int, twice bigint generated always as (b * 2) stored);
     create unlogged table u (a int primary key);
-    create table part (a int primary key) partition by range (a);
+    create table part (a int primary key, b text) partition by range (a);
     create table leaf partition of part for values from (0) to (10);
+    create table other_leaf (b text, gone int, a int primary key);
+    alter table other_leaf drop column gone;
+    alter table part attach partition other_leaf for values from (10) to (20);
+    create table par (a int primary key, b text);
+    create table kid (more int) inherits (par);
     create table rls (a int primary key);
     alter table rls enable row level security;
     create table st (k int primary key, total numeric not null, \"__pgt_row_id\" bigint not null default 0);

@@ -32,5 +32,6 @@ mod rights;
 mod schema;
 mod servers;
 mod snapshots;
+mod sql_partitions;
 mod sql_subqueries;
 mod stand_in;

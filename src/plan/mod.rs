@@ -16,7 +16,7 @@ use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
 pub use group::{GroupBatch, GroupForm, SortKey};
 
-/// OID of a captured relation (for a partitioned or inherited table its root).
+/// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
 
 /// Identity of a stream table: `pgt_stream_tables.pgt_id`.
@@ -62,6 +62,8 @@ pub enum Rel {
         limit: Option<u64>,
         with_ties: bool,
     },
+    /// The given attributes of a partitioned table: the rows of its leaf partitions, of which there may be none.
+    Partitioned { root: SourceId, attributes: Vec<i16>, leaves: Vec<Rel> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -251,6 +253,7 @@ pub fn width(rel: &Rel) -> usize {
             false => keys.len() + batch.exprs.len(),
         },
         Rel::TopK { input, .. } => width(input),
+        Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
 
@@ -267,7 +270,7 @@ impl Rel {
             | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
-            Rel::UnionAll { inputs } => inputs.iter().collect(),
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
 
@@ -321,7 +324,9 @@ impl Rel {
                     walk(left, next);
                     walk(right, next);
                 }
-                Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
+                Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+                    inputs.iter_mut().for_each(|i| walk(i, next));
+                }
             }
         }
         walk(self, &mut Vec::new());
