@@ -30,4 +30,5 @@ mod rights;
 mod schema;
 mod servers;
 mod snapshots;
+mod sql;
 mod stand_in;
