@@ -6,6 +6,7 @@
 //! right only when PostgreSQL refuses the query with the same SQLSTATE. `PGTRICKLE_SQL_ONLY=name,..` runs only those cases;
 //! `PGTRICKLE_SQL_SEED` chooses other random changes.
 
+mod corpus;
 pub mod report;
 mod runner;
 pub mod workload;
