@@ -17,6 +17,7 @@ mod expressions;
 mod harness;
 mod hazards;
 mod health;
+mod http;
 mod launcher;
 mod layout;
 mod maintenance;

@@ -104,6 +104,9 @@ struct RunArgs {
     /// PGTRICKLE_ALL_DATABASES]
     #[arg(long)]
     all_databases: bool,
+    /// Where /metrics, /healthz and /readyz are served, or off [env: PGTRICKLE_HTTP] [default: 127.0.0.1:9642]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
 }
 
 /// Runs the program: parses the command line, runs the command, prints its error.
@@ -127,6 +130,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             flags.memory_limit = args.memory_limit.clone();
             flags.cdc_mode = args.cdc_mode.clone();
             flags.all_databases = args.all_databases.then(|| "true".to_owned());
+            flags.http = args.http.clone();
             args.connection.add_to(&mut flags);
         }
         Command::Init(args) => args.connection.add_to(&mut flags),
