@@ -104,7 +104,11 @@ impl Explainer<'_> {
                 for remote in &batch.exprs {
                     self.computed += 1;
                     labels.push(format!("pg{}", self.computed));
-                    let owner = if remote.builtin_only { "" } else { " (user functions)" };
+                    let owner = if remote.builtin_only {
+                        ""
+                    } else {
+                        " (as the owner, under the settings of the creation)"
+                    };
                     parts.push(format!("pg{} = {}{owner}", self.computed, remote.sql));
                 }
                 let inputs: Vec<String> = (batch.inputs.iter().enumerate())

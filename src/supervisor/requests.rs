@@ -110,7 +110,7 @@ async fn analysis(
                 .batches()
                 .into_iter()
                 .filter(|b| b.owner_function.is_some())
-                .map(|b| json!({"inputs": b.inputs.len(), "sql": evaluation_sql(b)}))
+                .map(|b| json!({"inputs": b.inputs.len(), "sql": evaluation_sql(b), "result": "record"}))
                 .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
                    "notices": plan.notices, "sources": sources, "evaluations": evaluations})

@@ -7,6 +7,7 @@
 //! `PGTRICKLE_SQL_SEED` chooses other random changes.
 
 mod corpus;
+mod pinned;
 pub mod report;
 mod runner;
 pub mod workload;
