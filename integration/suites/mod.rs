@@ -13,6 +13,7 @@ mod capture;
 mod cli;
 mod crash;
 mod disk_full;
+mod doctor;
 mod expressions;
 mod harness;
 mod hazards;

@@ -133,7 +133,8 @@ async fn rows(client: &Client, sources: &[i64], limit: usize) -> Result<Read> {
 pub async fn consume(client: &Client, consumed: &Consumed) -> Result<()> {
     for (source, rows) in consumed {
         let sql = format!(
-            "delete from pgtrickle_changes.changes_{source} as b using pg_catalog.unnest($1::bigint[], $2::text[]) as c(seq, xid)
+            "delete from pgtrickle_changes.changes_{source} as b 
+             using rows from (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::text[])) as c(seq, xid)
              where b.seq = c.seq and b.xid = c.xid::pg_catalog.xid8"
         );
         let deleted = client.execute(&sql, &[&rows.numbers, &rows.xids]).await.map_err(error)?;

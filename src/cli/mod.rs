@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 
 mod demo;
 mod detach;
+mod doctor;
 mod drill;
 mod explain;
 mod init;
@@ -79,6 +80,8 @@ enum Command {
     Detach(detach::DetachArgs),
     /// Let a sidecar serve a detached database again
     Attach(detach::AttachArgs),
+    /// Check server, database and roles, and show what mends what is found
+    Doctor(doctor::DoctorArgs),
     /// Rehearse a restore: copy the server, run a sidecar on the copy, compare every stream table
     Drill(drill::DrillArgs),
     /// Show the version
@@ -139,6 +142,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(args) => args.connection.add_to(&mut flags),
         Command::Detach(args) => args.connection.add_to(&mut flags),
         Command::Attach(args) => args.connection.add_to(&mut flags),
+        Command::Doctor(args) => args.connection.add_to(&mut flags),
         Command::Drill(args) => args.connection.add_to(&mut flags),
         Command::Demo(_) | Command::Version => {}
     }
@@ -172,6 +176,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(args) => on_runtime(1, snapshot::run(args, settings()?)),
         Command::Detach(args) => on_runtime(1, detach::detach(args, settings()?)),
         Command::Attach(args) => on_runtime(1, detach::attach(args, settings()?)),
+        Command::Doctor(args) => on_runtime(1, doctor::run(args, settings()?)),
         Command::Drill(args) => on_runtime(1, drill::run(args, settings()?)),
     }
 }
