@@ -209,7 +209,7 @@ impl Interpreter<'_> {
             arrays.push(vec![None; rows.len()]);
         }
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
-        let sql = verify::evaluation_sql(batch);
+        let sql = format!("select o, r::text from ({}) q", verify::evaluation_sql(batch));
         let results = self.client.query(&sql, &params).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
         let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         let mut out = rows;

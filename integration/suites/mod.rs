@@ -32,6 +32,7 @@ mod rights;
 mod schema;
 mod servers;
 mod snapshots;
+mod sql;
 mod sql_partitions;
 mod sql_subqueries;
 mod stand_in;

@@ -71,7 +71,8 @@ impl Explainer<'_> {
         for remote in exprs {
             self.computed += 1;
             labels.push(format!("pg{}", self.computed));
-            let owner = if remote.builtin_only { "" } else { " (user functions)" };
+            let owner =
+                if remote.builtin_only { "" } else { " (as the owner, under the settings of the creation)" };
             parts.push(format!("pg{} = {}{owner}", self.computed, remote.sql));
         }
         parts

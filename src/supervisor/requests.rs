@@ -110,7 +110,7 @@ async fn analysis(
                 .remote_work()
                 .into_iter()
                 .filter(|w| w.owner_function().is_some())
-                .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w)}))
+                .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w), "result": "record"}))
                 .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
                    "notices": plan.notices, "sources": sources, "evaluations": evaluations})
