@@ -88,16 +88,19 @@ impl Translator<'_> {
         let (mut parts, mut laterals) = (Vec::with_capacity(items.len()), Vec::new());
         for item in items {
             let mut entries = entries_below(item)?;
-            let mut needs = self.needs(frame, item)?;
+            let needs = self.needs(frame, item)?;
+            let lateral = needs.iter().any(|n| *n != OUTER);
+            if !lateral {
+                entries.append(&mut needs.clone());
+            }
             let here = |c: &Condition| c.early && !c.entries.is_empty() && c.entries.is_subset(&entries);
             let (down, rest) = conditions.into_iter().partition(here);
             conditions = rest;
-            if needs.iter().any(|n| *n != OUTER) {
+            if lateral {
                 laterals.push(Lateral { item, needs, conditions: down });
                 continue;
             }
             let stage = self.item(frame, item, down, !needs.is_empty())?;
-            entries.append(&mut needs);
             parts.push((entries, stage));
         }
         if let Some(domain) = frame.domain().filter(|_| outer && !parts.iter().any(|p| p.0.contains(&OUTER)))
@@ -156,10 +159,11 @@ impl Translator<'_> {
             ));
         }
         // A condition on the rows that an outer join keeps may come before it, one on the optional side may not.
-        let (kept_entries, optional_entries) = (entries_below(kept)?, entries_below(optional)?);
+        let (mut left_entries, optional_entries) = (entries_below(kept)?, entries_below(optional)?);
+        left_entries.extend(outer.then_some(OUTER));
         let (down, above): (Vec<_>, Vec<_>) = conditions
             .into_iter()
-            .partition(|c| kind == JoinKind::Left && c.entries.is_subset(&kept_entries));
+            .partition(|c| kind == JoinKind::Left && c.entries.is_subset(&left_entries));
         let mut on = Vec::new();
         if let Some(quals) = item.optional_node("quals") {
             self.conjuncts(frame, quals, &mut on)?;
@@ -169,8 +173,6 @@ impl Translator<'_> {
             kind == JoinKind::Left && !c.entries.is_empty() && c.entries.is_subset(&optional_entries)
         });
         let left = self.rows_of_items(frame, &[kept], down, outer)?;
-        let mut left_entries = kept_entries;
-        left_entries.extend(outer.then_some(OUTER));
         let needs = self.needs(frame, optional)?;
         let stage = if needs.iter().any(|n| *n != OUTER) {
             let lateral = Lateral { item: optional, needs, conditions: optional_on };
