@@ -217,8 +217,9 @@ fn grouped(input: Proven, group: &[GroupKey], aggregates: Vec<bool>) -> Proven {
     proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
     proven.images.push((0..columns.len()).collect());
     // Grouping by images can tell apart what the type's equality does not.
-    if group.iter().all(|g| g.form != KeyForm::Exact) {
-        proven.add(proven.reduced((0..columns.len()).collect()));
+    let key = proven.reduced((0..columns.len()).collect());
+    if key.iter().all(|&c| group[c].form != KeyForm::Exact) {
+        proven.add(key);
     }
     for key in &input.keys {
         let mapped: Option<BTreeSet<usize>> =
