@@ -120,7 +120,11 @@ impl Interpreter<'_> {
     async fn run(&self, rel: &Rel) -> Rows {
         match rel {
             Rel::Source { source, attributes } => self.source(*source, attributes).await,
-            Rel::StreamTable { .. } | Rel::Group { .. } | Rel::TopK { .. } => {
+            Rel::StreamTable { .. }
+            | Rel::Group { .. }
+            | Rel::TopK { .. }
+            | Rel::Recursive { .. }
+            | Rel::RecursiveReference { .. } => {
                 panic!("nothing of the kind here")
             }
             Rel::Constant { rows } => rows.clone(),

@@ -17,6 +17,7 @@ mod kernels;
 mod lateral;
 mod native;
 mod prune;
+mod recursion;
 mod refusal;
 mod semi;
 mod setop;
@@ -82,6 +83,7 @@ pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
         upstreams: Vec::new(),
         remote: Vec::new(),
         subqueries: RefCell::new(Vec::new()),
+        recursions: Vec::new(),
         depth: 0,
     };
     let stage = translator.query(&Frame::top(query))?;
@@ -98,6 +100,8 @@ struct Translator<'a> {
     remote: Vec<Remote>,
     /// The subqueries in expressions met so far; SUBPLAN nodes name them by position.
     subqueries: RefCell<Vec<Rc<Subquery>>>,
+    /// Recursions around what is being translated, outermost first.
+    recursions: Vec<recursion::Recursion>,
     depth: usize,
 }
 
@@ -283,11 +287,6 @@ fn refuse_clauses(query: &Node) -> Step<()> {
         Some(Refusal::new(
             "unsupported.set_returning_function",
             "a function in the select list returns a set of rows",
-        ))
-    } else if query.bool("hasRecursive") {
-        Some(Refusal::new(
-            "unsupported.recursive_query",
-            "WITH RECURSIVE is not maintained incrementally yet",
         ))
     } else if query.bool("hasModifyingCTE") {
         Some(Refusal::new("unsupported.statement", "WITH contains a statement that writes"))
