@@ -1,12 +1,15 @@
 //! Plans mean what their queries mean: a small interpreter runs a plan over whole tables, and the rows are those of the
 //! server.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use pgtrickle::analyzer::{TreeSource, analyze, verify};
 use pgtrickle::kernel::{self, Scratch};
 use pgtrickle::plan::expr::{Expr, Kernel};
-use pgtrickle::plan::{Aggregate, AggregateFunction, JoinKind, Rel, RemoteBatch};
+use pgtrickle::plan::{
+    Aggregate, AggregateFunction, GroupBatch, GroupForm, GroupKey, JoinKind, Rel, RemoteBatch, SortKey,
+};
 use pgtrickle::row::datum::datum_from_text;
 use pgtrickle::row::key::KeyForm;
 use pgtrickle::row::record::parse_record;
@@ -69,6 +72,39 @@ const QUERIES: &[&str] = &[
      -0.00, '-Infinity'::numeric, 1.5::float8, 1e15::float8, 123456.789e-12::float8, 2::float8",
     "select 1 as a, count(*) as b from c where false having false",
     "select o.n, x.n from o left join (select n, count(*) as k from i group by n) x on x.n = o.n and x.k > 2 where o.n < 4",
+];
+
+/// What PostgreSQL computes over groups, and the first rows of an order.
+const GROUPS: &[&str] = &[
+    "select c_id, string_agg(note, ',' order by id), array_agg(n order by id desc), count(*), sum(amount) from o group by c_id",
+    "select percentile_cont(0.5) within group (order by amount), mode() within group (order by note), \
+     rank(3) within group (order by n), string_agg(distinct note, '|') from o",
+    "select max(name), min(note) from c, o where c.id = o.c_id and o.n > 100",
+    "select n, regr_slope(amount, n), stddev(amount), json_agg(note order by id), bit_or(n) filter (where paid) from o group by n",
+    "select n + 1, corr(id, amount) from o group by n + 1 having array_agg(id order by id) <> '{}' and max(note) > 'A'",
+    "select id, row_number() over (partition by c_id order by amount, id), sum(amount) over (partition by c_id) from o",
+    "select id, sum(n) over (order by id rows between 2 preceding and 1 following exclude current row), \
+     rank() over (partition by n order by amount desc nulls last), lag(note, 2, 'none') over w, count(*) filter (where paid) over w \
+     from o window w as (partition by note order by id)",
+    "select c_id, sum(sum(amount)) over (order by c_id), 100 * count(*) / sum(count(*)) over () from o group by c_id",
+    "select id, first_value(day) over (order by day range between interval '3 days' preceding and current row) from o",
+    "select id, amount from o order by amount desc, id limit 7",
+    "select id, note from o order by note nulls first, id limit 10 offset 5",
+    "select id, n from o order by n fetch first 13 rows with ties",
+    "select id, note from o order by note desc fetch first 13 rows with ties",
+    "select distinct on (c_id) c_id, id, amount from o order by c_id, amount desc, id",
+    "select distinct on (upper(note)) id, note from o order by upper(note), id limit 2",
+    "select x.id, c.name from (select * from o order by day, id limit 5) x left join c on c.id = x.c_id",
+    "select n, paid, count(*), sum(amount), grouping(n, paid) from o group by rollup (n, paid)",
+    "select n, note, max(note), grouping(note) from o group by cube (n, note) having count(*) > 1",
+    "select n, paid, string_agg(note, '' order by id) from o group by grouping sets ((n), (paid), (), (n))",
+    "select id, generate_series(1, n) as g, unnest(array[id, n]) from o",
+    "select distinct generate_series(n, 3) from o order by 1 limit 2",
+    "select '{}'::jsonb || jsonb_build_object('a', n), count(*) from o group by 1",
+    "select distinct array[n, 1.0], row(n, note) from o",
+    "select jsonb_build_object('k', amount::int) from o union select jsonb_build_object('k', n * 1.0) from i",
+    "select count(distinct jsonb_build_object('k', n)), count(distinct array[note]) from o",
+    "select id, count(*) over (partition by jsonb_build_object('k', n % 2)) from o",
 ];
 
 type Rows = Vec<Row>;
@@ -181,6 +217,39 @@ impl Interpreter<'_> {
                 }
                 seen.into_values().collect()
             }
+            Rel::Group { input, keys, batch } => {
+                let rows = Box::pin(self.run(input)).await;
+                self.group(rows, keys, batch).await
+            }
+            Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+                let mut rows = Box::pin(self.run(input)).await;
+                let by_order = |a: &Row, b: &Row| {
+                    let column = |k: &SortKey| {
+                        let (x, y) = (a.get(k.column), b.get(k.column));
+                        match (x.is_null(), y.is_null()) {
+                            (false, false) if k.descending => kernel::compare(k.order, y, x),
+                            (false, false) => kernel::compare(k.order, x, y),
+                            (left, right) if k.nulls_first => right.cmp(&left),
+                            (left, right) => left.cmp(&right),
+                        }
+                    };
+                    order.iter().map(column).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
+                };
+                rows.sort_by(|a, b| by_order(a, b).then_with(|| a.cmp(b)));
+                let mut partitions: BTreeMap<Row, Rows> = BTreeMap::new();
+                for row in rows {
+                    let mut builder = RowBuilder::default();
+                    partition.iter().for_each(|g| g.form.push(row.get(g.column), &mut builder));
+                    partitions.entry(builder.finish()).or_default().push(row);
+                }
+                let shown = |rows: Rows| {
+                    let end = limit.map_or(rows.len(), |l| (l + offset) as usize).min(rows.len());
+                    let ties = |r: &&Row| *with_ties && end > 0 && by_order(r, &rows[end - 1]).is_eq();
+                    let more = rows[end..].iter().take_while(ties).count();
+                    rows[(*offset as usize).min(end)..end + more].to_vec()
+                };
+                partitions.into_values().flat_map(shown).collect()
+            }
             Rel::UnionAll { inputs } => {
                 let mut all = Vec::new();
                 for input in inputs {
@@ -206,6 +275,61 @@ impl Interpreter<'_> {
             r.iter().zip(attributes).fold(Row::empty(), |row, (v, a)| row.concat(&datum(v, a)))
         };
         rows.iter().map(row).collect()
+    }
+
+    async fn group(&self, rows: Rows, keys: &[GroupKey], batch: &GroupBatch) -> Rows {
+        let mut groups: BTreeMap<Row, Rows> = BTreeMap::new();
+        if batch.form == GroupForm::Global {
+            groups.insert(Row::empty(), Vec::new());
+        }
+        let inputs: Vec<usize> = batch.inputs.iter().map(|i| i.column).collect();
+        for row in rows {
+            let mut builder = RowBuilder::default();
+            keys.iter().for_each(|g| g.form.push(row.get(g.column), &mut builder));
+            let key = match batch.form {
+                GroupForm::Sets => row.project(&inputs),
+                _ => builder.finish(),
+            };
+            groups.entry(key).or_default().push(row);
+        }
+        let mut arrays: Vec<Vec<Option<String>>> = vec![Vec::new(); inputs.len() + 2];
+        for (number, rows) in groups.values_mut().enumerate() {
+            rows.sort();
+            let sent = if batch.form == GroupForm::Sets { 1 } else { rows.len() };
+            for (position, row) in rows.iter().enumerate().take(sent) {
+                arrays[0].push(Some(number.to_string()));
+                arrays[1].push(Some(position.to_string()));
+                let texts = image(&row.project(&inputs)).into_iter();
+                texts.zip(&mut arrays[2..]).for_each(|(text, array)| array.push(text));
+            }
+        }
+        let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
+        let sql = verify::group_sql(batch);
+        let results = self.client.query(&sql, &params).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        let mut classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
+        if batch.form == GroupForm::Windows {
+            classes.insert(0, TypeClass::Int8);
+        }
+        let groups: Vec<Rows> = groups.into_values().collect();
+        let columns: Vec<usize> = keys.iter().map(|k| k.column).collect();
+        let mut out = Vec::new();
+        for result in results {
+            let group = &groups[usize::try_from(result.get::<_, i64>(0)).expect("a group")];
+            let record = parse_record(result.get::<_, &str>(1).as_bytes(), &classes).expect("a record");
+            match batch.form {
+                GroupForm::Global | GroupForm::Aggregates => {
+                    let shown = group.first().map_or(Row::empty(), |r| r.project(&columns));
+                    out.push(shown.concat(&record));
+                }
+                GroupForm::Windows => {
+                    let Datum::Int(position) = record.get(0) else { panic!("a position") };
+                    let rest: Vec<usize> = (1..classes.len()).collect();
+                    out.push(group[position as usize].concat(&record.project(&rest)));
+                }
+                GroupForm::Sets => out.extend(group.iter().map(|r| r.concat(&record))),
+            }
+        }
+        out
     }
 
     async fn evaluate(&self, rows: Rows, batch: &RemoteBatch) -> Rows {
@@ -274,7 +398,7 @@ fn aggregate(call: &Aggregate, rows: &Rows) -> Row {
 async fn a_plan_gives_the_rows_of_its_query() {
     for_each_major(|server| async {
         let (_database, mut client) = database(server, SCHEMA).await;
-        for query in QUERIES {
+        for query in QUERIES.iter().chain(GROUPS) {
             let count = client.prepare(query).await.expect(query).columns().len();
             let columns: Vec<String> = (1..=count).map(|i| format!("c{i}")).collect();
             let source = TreeSource::Text { query, columns: &columns };

@@ -4,13 +4,13 @@
 //! then refer to its columns. Group expressions are found in them as the server finds them: by equality of the trees.
 
 use crate::analyzer::node::{Node, Value};
-use crate::plan::{Aggregate, AggregateFunction, GroupKey, Rel};
+use crate::plan::{Aggregate, AggregateFunction, GroupForm, GroupKey, Rel};
 use crate::row::key::KeyForm;
 
 use super::native::collation_rules;
-use super::refusal::{Refusal, Step};
+use super::refusal::Step;
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Frame, Translator, check, kernels, types, unknown_form};
+use super::{Frame, Translator, check, grouping_sets, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 struct Call {
@@ -18,6 +18,17 @@ struct Call {
     argument: Option<Node>,
     filter: Option<Node>,
     distinct: Option<KeyForm>,
+}
+
+/// The expressions of GROUP BY.
+#[derive(Default)]
+struct Groups {
+    nodes: Vec<Node>,
+    /// Names of those that are written there; the ones behind are decided by them.
+    names: Vec<String>,
+    hashable: Vec<bool>,
+    /// Which one a `tleSortGroupRef` means.
+    references: Vec<(i64, usize)>,
 }
 
 impl Translator<'_> {
@@ -28,38 +39,67 @@ impl Translator<'_> {
         stage: Stage,
         targets: Vec<Node>,
     ) -> Step<(Stage, Vec<Node>)> {
-        let (mut groups, names) = self.group_expressions(frame, &stage)?;
+        let mut groups = self.group_expressions(frame, &stage)?;
         let mut outputs = targets;
         let having = frame.query.optional_node("havingQual");
         if let Some(having) = having {
             outputs.push(stage.place(&self.expand(frame, having)?)?);
         }
-        let mut calls: Vec<Node> = Vec::new();
+        let (mut calls, mut groupings): (Vec<Node>, Vec<Node>) = Default::default();
         for output in &outputs {
             // Columns that a grouped primary key decides need no grouping of their own; as further group columns they
             // change no group and are at hand.
             rewrite(output, &mut |n| {
-                if groups.iter().any(|g| same(g, n)) {
+                if groups.nodes.iter().any(|g| same(g, n)) {
                     return Ok(Some(n.clone()));
                 }
-                if n.tag == "AGGREF" {
-                    if !calls.iter().any(|c| same(c, n)) {
-                        calls.push(n.clone());
+                let list = match n.tag.as_str() {
+                    "AGGREF" => &mut calls,
+                    "GROUPINGFUNC" => &mut groupings,
+                    "VAR" => {
+                        groups.nodes.push(n.clone());
+                        groups.hashable.push(true);
+                        return Ok(None);
                     }
-                    return Ok(Some(n.clone()));
+                    _ => return Ok(None),
+                };
+                if !list.iter().any(|c| same(c, n)) {
+                    list.push(n.clone());
                 }
-                if n.tag == "VAR" {
-                    groups.push(n.clone());
-                }
-                Ok(None)
+                Ok(Some(n.clone()))
             })?;
         }
-        let stage = self.grouped(stage, &groups, &names, &calls)?;
+        let sets = grouping_sets::sets(frame.query, &groups.references)?;
+        let stage = match sets {
+            None if groupings.is_empty() => self.grouped(stage, &groups, &calls, None)?,
+            sets => {
+                let everything: Vec<usize> = (0..groups.names.len()).collect();
+                let sets = sets.unwrap_or_else(|| vec![everything]);
+                let masks = |set: &[usize]| -> Step<Vec<i64>> {
+                    groupings.iter().map(|g| grouping_sets::mask(g, &groups.references, set)).collect()
+                };
+                let mut rows = Vec::new();
+                let mut columns = Vec::new();
+                for set in &sets {
+                    let one = self.grouped(stage.clone(), &groups, &calls, Some(set))?;
+                    let ty = types::info(self.facts(), 23, -1, 0);
+                    let one = grouping_sets::marked(one, masks(set)?, ty);
+                    columns = one.columns;
+                    rows.push(one.rel);
+                }
+                match rows.len() {
+                    1 => Stage::new(rows.remove(0), columns),
+                    _ => Stage::new(Rel::UnionAll { inputs: rows }, columns),
+                }
+            }
+        };
         let replace = |output: &Node| {
             rewrite(output, &mut |n| {
-                let group = groups.iter().position(|g| same(g, n));
-                let call = || calls.iter().position(|c| same(c, n)).map(|i| groups.len() + i);
-                Ok(group.or_else(call).map(|c| column_node(c, &stage.columns[c])))
+                let group = groups.nodes.iter().position(|g| same(g, n));
+                let after = groups.nodes.len();
+                let call = || calls.iter().position(|c| same(c, n)).map(|i| after + i);
+                let mark = || groupings.iter().position(|c| same(c, n)).map(|i| after + calls.len() + i);
+                Ok(group.or_else(call).or_else(mark).map(|c| column_node(c, &stage.columns[c])))
             })
         };
         let mut outputs = outputs.iter().map(replace).collect::<Step<Vec<Node>>>()?;
@@ -70,64 +110,100 @@ impl Translator<'_> {
         Ok((self.filter(stage, &conditions)?, outputs))
     }
 
-    /// The expressions of GROUP BY and their names.
-    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<(Vec<Node>, Vec<String>)> {
+    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<Groups> {
         let targets = frame.query.nodes("targetList")?;
-        let (mut groups, mut names): (Vec<Node>, Vec<String>) = Default::default();
+        let mut groups = Groups::default();
         for clause in frame.query.nodes("groupClause")? {
             let reference = clause.int("tleSortGroupRef")?;
             let target = targets.iter().find(|t| t.field("ressortgroupref").as_int() == Some(reference));
             let target = target.ok_or_else(|| unknown_form("GROUP BY refers to nothing"))?;
             let node = stage.place(&self.expand(frame, target.node("expr")?)?)?;
-            if !groups.iter().any(|g| same(g, &node)) {
-                check::scalar(self.facts(), &node)?;
-                groups.push(node);
-                names.push(target.text("resname").unwrap_or_else(|| "?".to_owned()));
-            }
+            let known = groups.nodes.iter().position(|g| same(g, &node));
+            let index = match known {
+                Some(index) => index,
+                None => {
+                    check::scalar(self.facts(), &node)?;
+                    groups.nodes.push(node);
+                    groups.names.push(target.text("resname").unwrap_or_else(|| "?".to_owned()));
+                    groups.hashable.push(clause.bool("hashable"));
+                    groups.nodes.len() - 1
+                }
+            };
+            groups.references.push((reference, index));
         }
-        Ok((groups, names))
+        Ok(groups)
     }
 
-    /// `groups` past the names are decided by the others: their image groups as well as their equality would.
-    fn grouped(&mut self, stage: Stage, groups: &[Node], names: &[String], calls: &[Node]) -> Step<Stage> {
-        let mut columns = Vec::with_capacity(groups.len() + calls.len());
-        let mut forms = Vec::with_capacity(groups.len());
-        for (i, group) in groups.iter().enumerate() {
-            let ty = self.type_of(group)?;
-            forms.push(match names.get(i) {
-                Some(name) => self.key_form(&ty, || format!("GROUP BY compares {name}"))?,
-                None => KeyForm::Image,
-            });
-            columns.push(ty);
-        }
-        let mut needed: Vec<Node> = groups.to_vec();
+    /// The rows of one grouping: all group columns (NULL where they are not in `set`; `None`: all are), then the calls.
+    /// Groups past the names are decided by the others: their image groups as well as their equality would.
+    fn grouped(
+        &mut self,
+        stage: Stage,
+        groups: &Groups,
+        calls: &[Node],
+        set: Option<&[usize]>,
+    ) -> Step<Stage> {
+        let inside = |i: &usize| *i >= groups.names.len() || set.is_none_or(|s| s.contains(i));
+        let kept: Vec<usize> = (0..groups.nodes.len()).filter(inside).collect();
         let mut parsed = Vec::with_capacity(calls.len());
         for node in calls {
-            let call = self.call(node)?;
-            columns.push(self.type_of(node)?);
-            let mut place = |n: Option<Node>| {
-                n.map(|n| {
-                    needed.push(n);
-                    needed.len() - 1
-                })
-            };
-            let (argument, filter) = (place(call.argument), place(call.filter));
-            parsed.push(Aggregate { function: call.function, argument, filter, distinct: call.distinct });
+            self.check_call(node)?;
+            parsed.push(self.call(node)?);
         }
-        let (stage, positions) = self.columns_for(stage, &needed)?;
-        let aggregates = parsed
-            .into_iter()
-            .map(|a| Aggregate {
-                argument: a.argument.map(|i| positions[i]),
-                filter: a.filter.map(|i| positions[i]),
-                ..a
+        let native = parsed.into_iter().collect::<Option<Vec<Call>>>();
+        let mut needed: Vec<Node> = kept.iter().map(|&i| groups.nodes[i].clone()).collect();
+        let mut place = |n: Option<Node>| {
+            n.map(|n| {
+                needed.push(n);
+                needed.len() - 1
             })
-            .collect();
-        let group = positions.iter().zip(forms).map(|(&column, form)| GroupKey { column, form }).collect();
-        Ok(Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group, aggregates }, columns))
+        };
+        let mut aggregates = Vec::new();
+        for call in native.iter().flatten() {
+            let (argument, filter) = (place(call.argument.clone()), place(call.filter.clone()));
+            let (function, distinct) = (call.function, call.distinct);
+            aggregates.push(Aggregate { function, argument, filter, distinct });
+        }
+        let (mut stage, positions) = self.columns_for(stage, &needed)?;
+        let mut keys = Vec::with_capacity(kept.len());
+        for (&i, &column) in kept.iter().zip(&positions) {
+            let key;
+            (stage, key) = match i < groups.names.len() {
+                true => self.key_column(stage, column, groups.hashable[i])?,
+                false => (stage, GroupKey { column, form: KeyForm::Image }),
+            };
+            keys.push(key);
+        }
+        let stage = match native {
+            Some(_) => {
+                let mut columns: Vec<_> = keys.iter().map(|k| stage.columns[k.column].clone()).collect();
+                for node in calls {
+                    columns.push(self.type_of(node)?);
+                }
+                aggregates.iter_mut().for_each(|a| {
+                    a.argument = a.argument.map(|i| positions[i]);
+                    a.filter = a.filter.map(|i| positions[i]);
+                });
+                Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group: keys, aggregates }, columns)
+            }
+            // With one that PostgreSQL computes it may as well compute all: it gets the whole group anyway.
+            None => {
+                let form = if keys.is_empty() { GroupForm::Global } else { GroupForm::Aggregates };
+                self.collected(stage, keys, form, calls)?
+            }
+        };
+        if kept.len() == groups.nodes.len() {
+            return Ok(stage);
+        }
+        let mut columns = Vec::with_capacity(groups.nodes.len() + calls.len());
+        for node in groups.nodes.iter().chain(calls) {
+            columns.push(self.type_of(node)?);
+        }
+        Ok(grouping_sets::padded(stage, &kept, groups.nodes.len(), columns))
     }
 
-    fn call(&self, node: &Node) -> Step<Call> {
+    /// The call's native form; `None`: PostgreSQL computes it.
+    fn call(&self, node: &Node) -> Step<Option<Call>> {
         if node.int("agglevelsup")? != 0 {
             return Err(unknown_form("an aggregate of an outer query level"));
         }
@@ -135,74 +211,45 @@ impl Translator<'_> {
         let function =
             self.facts().functions.get(&oid).ok_or_else(|| unknown_form("an aggregate without a name"))?;
         let name = function.name.as_str();
-        let refuse = |detail: &str| {
-            Refusal::new(
-                "unsupported.aggregate",
-                format!("the aggregate {name}{detail} is not maintained incrementally yet"),
-            )
-        };
-        if !function.is_builtin() || node.text("aggkind").as_deref() != Some("n") || node.bool("aggvariadic")
-        {
-            return Err(refuse(""));
-        }
-        if !node.list("aggorder").is_empty() {
-            return Err(refuse(" with ORDER BY"));
+        let plain = function.is_builtin()
+            && node.text("aggkind").as_deref() == Some("n")
+            && !node.bool("aggvariadic")
+            && node.list("aggorder").is_empty();
+        if !plain {
+            return Ok(None);
         }
         let filter = node.optional_node("aggfilter").cloned();
+        let star =
+            Call { function: AggregateFunction::CountStar, argument: None, filter: filter.clone(), distinct: None };
         if node.bool("aggstar") {
-            return match name {
-                "count" => Ok(Call {
-                    function: AggregateFunction::CountStar,
-                    argument: None,
-                    filter,
-                    distinct: None,
-                }),
-                _ => Err(refuse("(*)")),
-            };
+            return Ok((name == "count").then_some(star));
         }
         let args = node.nodes("args")?;
-        let [argument] = args.as_slice() else {
-            return Err(refuse(""));
-        };
+        let [argument] = args.as_slice() else { return Ok(None) };
         let argument = argument.node("expr")?.clone();
         let declared = node.list("aggargtypes").first().and_then(Value::as_int);
         let declared = declared.and_then(|t| u32::try_from(t).ok()).unwrap_or(0);
-        check::scalar(self.facts(), &argument)?;
         let ty = self.type_of(&argument)?;
-        let shown = format!("({})", types::type_name(self.facts(), ty.oid));
         let rules = collation_rules(self.facts(), node.oid("inputcollid")?);
         // `count(1)` counts rows.
         let constant = argument.tag == "CONST" && !argument.bool("constisnull");
         if name == "count" && constant && node.list("aggdistinct").is_empty() {
-            return Ok(Call {
-                function: AggregateFunction::CountStar,
-                argument: None,
-                filter,
-                distinct: None,
-            });
+            return Ok(Some(star));
         }
         let function = match name {
-            "count" => AggregateFunction::Count,
-            "min" | "max" => {
-                let order = kernels::order_of(ty.class, rules.bytewise).ok_or_else(|| {
-                    let refusal = refuse(&shown);
-                    match ty.class.is_string() {
-                        true => refusal.hint("min and max of text are maintained under the collation \"C\""),
-                        false => refusal,
-                    }
-                })?;
-                match name {
-                    "min" => AggregateFunction::Min(order),
-                    _ => AggregateFunction::Max(order),
-                }
-            }
-            _ => arithmetic(name, declared).ok_or_else(|| refuse(&shown))?,
+            "count" => Some(AggregateFunction::Count),
+            "min" => kernels::order_of(ty.class, rules.bytewise).map(AggregateFunction::Min),
+            "max" => kernels::order_of(ty.class, rules.bytewise).map(AggregateFunction::Max),
+            _ => arithmetic(name, declared),
         };
         let distinct = match node.list("aggdistinct").is_empty() {
             true => None,
-            false => Some(self.key_form(&ty, || format!("{name}(DISTINCT ...) compares values"))?),
+            false => match self.form_of(&ty) {
+                Some(form) => Some(form),
+                None => return Ok(None),
+            },
         };
-        Ok(Call { function, argument: Some(argument), filter, distinct })
+        Ok(function.map(|function| Call { function, argument: Some(argument), filter, distinct }))
     }
 }
 

@@ -48,7 +48,11 @@ impl Translator<'_> {
             }
         }
         let stage = Stage::new(Rel::UnionAll { inputs }, columns);
-        if all || distinct { Ok(stage) } else { self.distinct(frame, stage, "UNION") }
+        if all || distinct {
+            return Ok(stage);
+        }
+        let hashable: Vec<bool> = node.nodes("groupClauses")?.iter().map(|c| c.bool("hashable")).collect();
+        self.distinct_rows(stage, &hashable)
     }
 
     fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
