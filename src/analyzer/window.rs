@@ -60,10 +60,8 @@ pub fn resolved(query: &Node, call: &Node, name: Option<&str>, read_back: bool) 
         order.push(Value::Node(Box::new(Node { tag: "SORTITEM".to_owned(), fields })));
     }
     let by_position = !read_back && ties_are_free(clause, name);
-    let mut over = vec![
-        ("order".to_owned(), Value::List(order)),
-        ("by_position".to_owned(), Value::Bool(by_position)),
-    ];
+    let mut over =
+        vec![("order".to_owned(), Value::List(order)), ("by_position".to_owned(), Value::Bool(by_position))];
     over.extend(FRAME.iter().map(|f| ((*f).to_owned(), clause.field(f).clone())));
     let mut fields: Vec<_> =
         call.fields.iter().filter(|(n, _)| !DROPPED.contains(&n.as_str())).cloned().collect();

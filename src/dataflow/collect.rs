@@ -191,7 +191,8 @@ impl Groups {
             let global = self.batch.form == GroupForm::Global;
             let broken = group.rows.values().any(|c| *c < 0).then(|| NEGATIVE.to_vec());
             let broken = broken.or_else(|| {
-                let mut inputs = group.rows.keys().filter(|r| r.has_error()).map(|r| r.project(&self.columns));
+                let mut inputs =
+                    group.rows.keys().filter(|r| r.has_error()).map(|r| r.project(&self.columns));
                 inputs.find_map(|r| match r.iter().find(Datum::is_error) {
                     Some(Datum::Error(payload)) => Some(payload.to_vec()),
                     _ => None,

@@ -178,12 +178,7 @@ struct Waiting {
 }
 
 /// Appends the results of `work` to each row, as often as it has rows of results.
-pub(super) fn evaluate<'s>(
-    input: Rows<'s>,
-    view: ViewId,
-    work: Work,
-    requests: RequestSender,
-) -> Rows<'s> {
+pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: RequestSender) -> Rows<'s> {
     let columns = work.columns();
     let pact = Exchange::new(|(row, _, _): &(Row, Epoch, i64)| route(row));
     let scope = input.inner.scope();

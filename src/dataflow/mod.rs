@@ -25,6 +25,7 @@ mod native;
 mod protocol;
 mod render;
 mod runtime;
+mod setop;
 mod sink;
 mod source;
 #[cfg(test)]

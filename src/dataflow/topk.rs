@@ -176,8 +176,7 @@ fn shown(rows: &BTreeMap<Placed, i64>, window: &Window) -> Vec<(Row, i64)> {
         position = to;
         let full = end.is_some_and(|e| from >= e);
         if full {
-            let ties =
-                window.with_ties && last.is_some_and(|l| l.by_order(placed) == Ordering::Equal);
+            let ties = window.with_ties && last.is_some_and(|l| l.by_order(placed) == Ordering::Equal);
             if !ties {
                 break;
             }

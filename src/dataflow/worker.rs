@@ -282,6 +282,7 @@ impl State {
                     inputs: BTreeMap::new(),
                     buttons: Vec::new(),
                     constants: Vec::new(),
+                    memo: render::Memo::of(&rel),
                 };
                 let rendered = render::render(&mut context, &rel)?;
                 let all = rendered.failures.into_iter().fold(rendered.rows, |sum, next| sum.concat(next));

@@ -31,9 +31,8 @@ impl Evaluator {
         if batch.form == GroupForm::Windows {
             classes.insert(0, TypeClass::Int8);
         }
-        let failed = |payload: &str| {
-            vec![Row::from_datums(classes.iter().map(|_| Datum::Error(payload.as_bytes())))]
-        };
+        let failed =
+            |payload: &str| vec![Row::from_datums(classes.iter().map(|_| Datum::Error(payload.as_bytes())))];
         let mut results: Vec<Vec<Row>> = vec![Vec::new(); groups.len()];
         let mut open = chunks(groups);
         open.reverse();

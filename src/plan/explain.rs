@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 use super::expr::{BooleanTest, Comparison, Expr, IntWidth, Kernel};
 use super::{
-    Aggregate, AggregateFunction, GroupForm, JoinKind, Plan, Rel, RemoteExpr, RemoteInput, SortKey, SourceId, ViewId,
+    Aggregate, AggregateFunction, GroupForm, JoinKind, Plan, Rel, RemoteExpr, RemoteInput, SetOpKind,
+    SortKey, SourceId, ViewId,
 };
 use crate::row::{Datum, Row};
 
@@ -120,16 +121,26 @@ impl Explainer<'_> {
             }
             Rel::Join { kind, left, right, on, residual } => {
                 let (left, right) = (self.rel(left), self.rel(right));
-                let labels: Vec<String> = left.labels.iter().chain(&right.labels).cloned().collect();
+                let mut labels: Vec<String> = left.labels.iter().chain(&right.labels).cloned().collect();
+                let equal = |nulls_match| if nulls_match { "IS NOT DISTINCT FROM" } else { "=" };
                 let mut conditions: Vec<String> = (on.iter())
-                    .map(|k| format!("{} = {}", label(&left.labels, k.left), label(&right.labels, k.right)))
+                    .map(|k| {
+                        let (l, r) = (label(&left.labels, k.left), label(&right.labels, k.right));
+                        format!("{l} {} {r}", equal(k.nulls_match))
+                    })
                     .collect();
                 conditions.extend(residual.iter().map(|r| format!("if {}", expr(r, &labels, false))));
                 let kind = match kind {
                     JoinKind::Inner if on.is_empty() => "CrossJoin",
                     JoinKind::Inner => "Join",
                     JoinKind::Left => "LeftJoin",
+                    JoinKind::Full => "FullJoin",
+                    JoinKind::Semi => "SemiJoin",
+                    JoinKind::Anti => "AntiJoin",
                 };
+                if matches!(kind, "SemiJoin" | "AntiJoin") {
+                    labels.truncate(left.labels.len());
+                }
                 let head = format!("{kind} {}", conditions.join(", "));
                 nested(head.trim_end().to_owned(), vec![left, right], labels)
             }
@@ -145,6 +156,16 @@ impl Explainer<'_> {
                 let input = self.rel(input);
                 let labels = input.labels.clone();
                 nested("Distinct".to_owned(), vec![input], labels)
+            }
+            Rel::SetOp { kind, all, left, right, .. } => {
+                let (left, right) = (self.rel(left), self.rel(right));
+                let kind = match kind {
+                    SetOpKind::Intersect => "Intersect",
+                    SetOpKind::Except => "Except",
+                };
+                let labels = left.labels.clone();
+                let head = format!("{kind}{}", if *all { "All" } else { "" });
+                nested(head, vec![left, right], labels)
             }
             Rel::Group { input, keys, batch } => {
                 let input = self.rel(input);
@@ -245,6 +266,7 @@ fn aggregate(call: &Aggregate, labels: &[String]) -> String {
         Max(_) => "max",
         BoolAnd => "bool_and",
         BoolOr => "bool_or",
+        Single => "single",
     };
     let argument = call.argument.map_or_else(|| "*".to_owned(), |c| label(labels, c));
     let distinct = if call.distinct.is_some() { "distinct " } else { "" };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
-pub use group::{GroupBatch, GroupForm, SortKey};
+pub use group::{GroupBatch, GroupForm, RemoteWork, SortKey};
 
 /// OID of a captured relation (for a partitioned or inherited table its root).
 pub type SourceId = u32;
@@ -37,7 +37,7 @@ pub enum Rel {
     Project { input: Box<Rel>, exprs: Vec<Expr> },
     /// The input's columns, then one column per expression that PostgreSQL computes.
     Evaluate { input: Box<Rel>, batch: RemoteBatch },
-    /// The left columns, then the right ones.
+    /// The left columns, then the right ones (Semi and Anti: the left columns only).
     Join { kind: JoinKind, left: Box<Rel>, right: Box<Rel>, on: Vec<JoinKey>, residual: Option<Expr> },
     /// The group columns, then one column per aggregate. Without group columns there is always exactly one row.
     Aggregate { input: Box<Rel>, group: Vec<GroupKey>, aggregates: Vec<Aggregate> },
@@ -59,6 +59,9 @@ pub enum Rel {
         limit: Option<u64>,
         with_ties: bool,
     },
+    /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
+    /// smallest first.
+    SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,14 +69,38 @@ pub enum JoinKind {
     Inner,
     /// Left rows without a match (after the residual) appear once per occurrence with NULLs on the right.
     Left,
+    /// As Left, and right rows without a match appear once per occurrence with NULLs on the left.
+    Full,
+    /// Left rows with at least one match.
+    Semi,
+    /// Left rows without a match.
+    Anti,
 }
 
-/// `left column = right column` under one equality; NULL keys never match.
+impl JoinKind {
+    /// Whether only left columns are put out.
+    pub fn is_left_only(self) -> bool {
+        matches!(self, JoinKind::Semi | JoinKind::Anti)
+    }
+}
+
+/// `left column = right column` under one equality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct JoinKey {
     pub left: usize,
     pub right: usize,
     pub form: KeyForm,
+    /// NULL matches NULL (`IS NOT DISTINCT FROM`); else NULL keys match nothing.
+    #[serde(default)]
+    pub nulls_match: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SetOpKind {
+    /// Once if both sides have the row; with ALL as often as the side that has it less often.
+    Intersect,
+    /// Once if only the left side has the row; with ALL as often as the left side has it more often.
+    Except,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -115,10 +142,12 @@ pub enum AggregateFunction {
     Max(expr::Order),
     BoolAnd,
     BoolOr,
+    /// The value of the only row, NULL included; NULL without rows, error 21000 with several: a scalar subquery.
+    Single,
 }
 
 /// Expressions that PostgreSQL evaluates over batches of changed rows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RemoteBatch {
     /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
     pub inputs: Vec<RemoteInput>,
@@ -177,31 +206,6 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
-/// A statement that PostgreSQL runs for an operator of a plan.
-#[derive(Debug, Clone, Copy)]
-pub enum RemoteWork<'a> {
-    Rows(&'a RemoteBatch),
-    Groups(&'a GroupBatch),
-}
-
-impl RemoteWork<'_> {
-    /// Number of the owner's function that it runs in, if it calls users' code.
-    pub fn owner_function(&self) -> Option<u32> {
-        match self {
-            RemoteWork::Rows(batch) => batch.owner_function,
-            RemoteWork::Groups(batch) => batch.owner_function,
-        }
-    }
-
-    /// Number of `text[]` parameters of the statement.
-    pub fn parameters(&self) -> usize {
-        match self {
-            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
-            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
-        }
-    }
-}
-
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -211,15 +215,17 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Filter { input, .. } => width(input),
         Rel::Project { exprs, .. } => exprs.len(),
         Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
+        Rel::Join { kind, left, .. } if kind.is_left_only() => width(left),
         Rel::Join { left, right, .. } => width(left) + width(right),
+        Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
-        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
         Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
             true => width(input) + batch.exprs.len(),
             false => keys.len() + batch.exprs.len(),
         },
         Rel::TopK { input, .. } => width(input),
+        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
     }
 }
 
@@ -235,7 +241,7 @@ impl Rel {
             | Rel::Group { input, .. }
             | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
-            Rel::Join { left, right, .. } => vec![left, right],
+            Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
             Rel::UnionAll { inputs } => inputs.iter().collect(),
         }
     }
@@ -251,18 +257,40 @@ impl Rel {
         work
     }
 
+    /// Statements for the functions of users' batches, in the order of their numbers.
+    pub fn user_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = self.remote_work();
+        work.retain(|w| w.owner_function().is_some());
+        work.sort_by_key(RemoteWork::owner_function);
+        work.dedup_by_key(|w| w.owner_function());
+        work
+    }
+
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
+    /// Equal batches share one, so that equal subtrees stay equal.
     pub fn number_user_batches(&mut self) {
-        fn number(function: &mut Option<u32>, next: &mut u32) {
-            *function = Some(*next);
-            *next += 1;
+        #[derive(Default)]
+        struct Numbered {
+            rows: Vec<(RemoteBatch, u32)>,
+            groups: Vec<(GroupBatch, u32)>,
+            next: u32,
         }
-        fn walk(rel: &mut Rel, next: &mut u32) {
+        fn number<B: Clone + PartialEq>(batch: &B, known: &mut Vec<(B, u32)>, next: &mut u32) -> u32 {
+            if let Some((_, number)) = known.iter().find(|(b, _)| b == batch) {
+                return *number;
+            }
+            known.push((batch.clone(), *next));
+            *next += 1;
+            *next - 1
+        }
+        fn walk(rel: &mut Rel, next: &mut Numbered) {
             match rel {
                 Rel::Evaluate { batch, .. } if batch.exprs.iter().any(|e| !e.builtin_only) => {
-                    number(&mut batch.owner_function, next);
+                    batch.owner_function = Some(number(batch, &mut next.rows, &mut next.next));
                 }
-                Rel::Group { batch, .. } if batch.calls_users() => number(&mut batch.owner_function, next),
+                Rel::Group { batch, .. } if batch.calls_users() => {
+                    batch.owner_function = Some(number(batch, &mut next.groups, &mut next.next));
+                }
                 _ => {}
             }
             match rel {
@@ -274,14 +302,14 @@ impl Rel {
                 | Rel::Group { input, .. }
                 | Rel::TopK { input, .. }
                 | Rel::Distinct { input, .. } => walk(input, next),
-                Rel::Join { left, right, .. } => {
+                Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                     walk(left, next);
                     walk(right, next);
                 }
                 Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
             }
         }
-        walk(self, &mut 0);
+        walk(self, &mut Numbered::default());
     }
 
     /// Calls `visit` for this operator and all below, from the top.

@@ -4,13 +4,15 @@
 //! then refer to its columns. Group expressions are found in them as the server finds them: by equality of the trees.
 
 use crate::analyzer::node::{Node, Value};
+use crate::plan::expr::Expr;
 use crate::plan::{Aggregate, AggregateFunction, GroupForm, GroupKey, Rel};
 use crate::row::key::KeyForm;
+use crate::row::{Datum, Row};
 
 use super::native::collation_rules;
 use super::refusal::Step;
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Frame, Translator, check, grouping_sets, kernels, types, unknown_form};
+use super::{Level, Translator, check, grouping_sets, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 struct Call {
@@ -35,11 +37,16 @@ impl Translator<'_> {
     /// The grouped stage (HAVING applied) and the select list over it.
     pub(super) fn aggregate(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &Level,
         stage: Stage,
         targets: Vec<Node>,
     ) -> Step<(Stage, Vec<Node>)> {
         let mut groups = self.group_expressions(frame, &stage)?;
+        // Each row of a query's domain has groups of its own.
+        for node in frame.outer_nodes() {
+            groups.nodes.push(stage.place(&node)?);
+            groups.hashable.push(true);
+        }
         let mut outputs = targets;
         let having = frame.query.optional_node("havingQual");
         if let Some(having) = having {
@@ -69,9 +76,12 @@ impl Translator<'_> {
                 Ok(Some(n.clone()))
             })?;
         }
-        let sets = grouping_sets::sets(frame.query, &groups.references)?;
+        let sets = grouping_sets::sets(&frame.query, &groups.references)?;
         let stage = match sets {
-            None if groupings.is_empty() => self.grouped(stage, &groups, &calls, None)?,
+            None if groupings.is_empty() => {
+                let (stage, calls) = self.also_empty(frame, stage, groups.names.is_empty(), &calls);
+                self.grouped(stage, &groups, &calls, None)?
+            }
             sets => {
                 let everything: Vec<usize> = (0..groups.names.len()).collect();
                 let sets = sets.unwrap_or_else(|| vec![everything]);
@@ -81,7 +91,8 @@ impl Translator<'_> {
                 let mut rows = Vec::new();
                 let mut columns = Vec::new();
                 for set in &sets {
-                    let one = self.grouped(stage.clone(), &groups, &calls, Some(set))?;
+                    let (stage, calls) = self.also_empty(frame, stage.clone(), set.is_empty(), &calls);
+                    let one = self.grouped(stage, &groups, &calls, Some(set))?;
                     let ty = types::info(self.facts(), 23, -1, 0);
                     let one = grouping_sets::marked(one, masks(set)?, ty);
                     columns = one.columns;
@@ -110,7 +121,7 @@ impl Translator<'_> {
         Ok((self.filter(stage, &conditions)?, outputs))
     }
 
-    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<Groups> {
+    fn group_expressions(&self, frame: &Level, stage: &Stage) -> Step<Groups> {
         let targets = frame.query.nodes("targetList")?;
         let mut groups = Groups::default();
         for clause in frame.query.nodes("groupClause")? {
@@ -170,7 +181,10 @@ impl Translator<'_> {
             let key;
             (stage, key) = match i < groups.names.len() {
                 true => self.key_column(stage, column, groups.hashable[i])?,
-                false => (stage, GroupKey { column, form: KeyForm::Image }),
+                false => {
+                    let form = KeyForm::by_image(&stage.columns[column]);
+                    (stage, GroupKey { column, form })
+                }
             };
             keys.push(key);
         }
@@ -202,6 +216,51 @@ impl Translator<'_> {
         Ok(grouping_sets::padded(stage, &kept, groups.nodes.len(), columns))
     }
 
+    /// Without group expressions of its own a query has a row for each row of its domain: the stage with those, and the
+    /// calls, which do not take them in.
+    fn also_empty(
+        &mut self,
+        frame: &Level,
+        stage: Stage,
+        without: bool,
+        calls: &[Node],
+    ) -> (Stage, Vec<Node>) {
+        let Some(domain) = frame.domain().filter(|_| without) else { return (stage, calls.to_vec()) };
+        let (stage, marker) = self.with_empty_groups(stage, domain);
+        let marker = column_node(marker, &types::info(self.facts(), BOOL, -1, 0));
+        let marked = |call: &Node| {
+            let filter = both(marker.clone(), call.optional_node("aggfilter").cloned());
+            let mut call = call.clone();
+            for (_, value) in call.fields.iter_mut().filter(|(name, _)| name == "aggfilter") {
+                *value = Value::Node(Box::new(filter.clone()));
+            }
+            call
+        };
+        let calls = calls.iter().map(marked).collect();
+        (stage, calls)
+    }
+
+    /// Without GROUP BY there is a row for each row of the domain, also if it has none here: `stage` with the domain's
+    /// rows, and the column that tells them apart.
+    fn with_empty_groups(&mut self, stage: Stage, domain: &Stage) -> (Stage, usize) {
+        let width = stage.columns.len();
+        let outer = stage.outer_columns();
+        let literal = |d| Expr::Literal(Row::from_datums([d]));
+        let own = (0..width).map(Expr::Column).chain([literal(Datum::Bool(true))]).collect();
+        let padded = (0..width).map(|c| match outer.iter().position(|o| *o == c) {
+            Some(reference) => Expr::Column(reference),
+            None => literal(Datum::Null),
+        });
+        let padded = padded.chain([literal(Datum::Bool(false))]).collect();
+        let inputs = vec![
+            Rel::Project { input: Box::new(stage.rel), exprs: own },
+            Rel::Project { input: Box::new(domain.rel.clone()), exprs: padded },
+        ];
+        let mut columns = stage.columns;
+        columns.push(types::info(self.facts(), BOOL, -1, 0));
+        (Stage { rel: Rel::UnionAll { inputs }, columns, blocks: stage.blocks }, width)
+    }
+
     /// The call's native form; `None`: PostgreSQL computes it.
     fn call(&self, node: &Node) -> Step<Option<Call>> {
         if node.int("agglevelsup")? != 0 {
@@ -219,8 +278,12 @@ impl Translator<'_> {
             return Ok(None);
         }
         let filter = node.optional_node("aggfilter").cloned();
-        let star =
-            Call { function: AggregateFunction::CountStar, argument: None, filter: filter.clone(), distinct: None };
+        let star = Call {
+            function: AggregateFunction::CountStar,
+            argument: None,
+            filter: filter.clone(),
+            distinct: None,
+        };
         if node.bool("aggstar") {
             return Ok((name == "count").then_some(star));
         }
@@ -253,6 +316,18 @@ impl Translator<'_> {
     }
 }
 
+/// `pg_type.oid` of boolean.
+const BOOL: u32 = 16;
+
+/// `marker AND filter`.
+fn both(marker: Node, filter: Option<Node>) -> Node {
+    let Some(filter) = filter else { return marker };
+    let args = [marker, filter].map(|n| Value::Node(Box::new(n)));
+    let fields = [("boolop", Value::Token("and".to_owned())), ("args", Value::List(args.to_vec()))];
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Node { tag: "BOOLEXPR".to_owned(), fields }
+}
+
 /// Aggregates that are told apart by the declared argument type.
 fn arithmetic(name: &str, argument: u32) -> Option<AggregateFunction> {
     const INT8: u32 = 20;
@@ -261,7 +336,6 @@ fn arithmetic(name: &str, argument: u32) -> Option<AggregateFunction> {
     const FLOAT4: u32 = 700;
     const FLOAT8: u32 = 701;
     const NUMERIC: u32 = 1700;
-    const BOOL: u32 = 16;
     Some(match (name, argument) {
         ("sum", INT2 | INT4) => AggregateFunction::SumInt8,
         ("sum", INT8) => AggregateFunction::SumIntNumeric,

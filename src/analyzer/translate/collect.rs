@@ -27,10 +27,11 @@ impl Translator<'_> {
         form: GroupForm,
         nodes: &[Node],
     ) -> Step<Stage> {
-        let used = used_columns(nodes);
+        let (stage, nodes) = self.attach(stage, nodes)?;
+        let used = used_columns(&nodes);
         let (mut exprs, mut originals) = (Vec::with_capacity(nodes.len()), Vec::with_capacity(nodes.len()));
         let scope = Scope { facts: self.facts(), inputs: &input_of };
-        for node in nodes {
+        for node in &nodes {
             let node = at_inputs(node, &used, &stage)?;
             let sql = deparse::expression(&as_scalar(&node), scope)
                 .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
@@ -58,7 +59,7 @@ impl Translator<'_> {
         };
         columns.extend(exprs.iter().map(|e| e.result.clone()));
         let batch = GroupBatch { inputs, exprs, tail, form, owner_function: None };
-        self.remote.push(Remote::Groups { batch: batch.clone(), originals });
+        self.prove(Remote::Groups { batch: batch.clone(), originals });
         let blocks = if form.keeps_rows() { stage.blocks } else { Vec::new() };
         Ok(Stage { rel: Rel::Group { input: Box::new(stage.rel), keys, batch }, columns, blocks })
     }
@@ -78,7 +79,8 @@ impl Translator<'_> {
     /// The form in which a type's image tells equal values, if there is one. Some types without native operations print
     /// equal values, and only those, in one way.
     pub(super) fn form_of(&self, ty: &TypeInfo) -> Option<KeyForm> {
-        KeyForm::of(ty).or_else(|| (ty.deterministic && self.prints_once(ty.oid, 0)).then_some(KeyForm::Image))
+        KeyForm::of(ty)
+            .or_else(|| (ty.deterministic && self.prints_once(ty.oid, 0)).then_some(KeyForm::Image))
     }
 
     /// Whether equal values of the type have one text: not so numeric (1.0, 1.00), float (0, -0), char(n), interval, and
@@ -87,8 +89,8 @@ impl Translator<'_> {
         // bit, varbit, inet, cidr, macaddr, macaddr8, timetz, money, pg_lsn, tid, xid, cid, xid8, tsvector;
         // ranges and multiranges of int4, int8, date, timestamp, timestamptz.
         const ONCE: &[u32] = &[
-            1560, 1562, 869, 650, 829, 774, 1266, 790, 3220, 27, 28, 29, 5069, 3614, 3904, 3926, 3912, 3908, 3910,
-            4451, 4536, 4535, 4533, 4534,
+            1560, 1562, 869, 650, 829, 774, 1266, 790, 3220, 27, 28, 29, 5069, 3614, 3904, 3926, 3912, 3908,
+            3910, 4451, 4536, 4535, 4533, 4534,
         ];
         // bool, bytea, name, int8, int2, int4, text, oid, varchar, date, time, timestamp, timestamptz, uuid.
         const ELEMENTS: &[u32] = &[16, 17, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 1114, 1184, 2950];
@@ -175,7 +177,10 @@ impl Translator<'_> {
         match function.volatility {
             'i' => Ok(()),
             's' if function.is_builtin() && self.prints_alone(&results)? => Ok(()),
-            's' => Err(refuse(function, "stable: its result can change with settings and without any change of a row")),
+            's' => Err(refuse(
+                function,
+                "stable: its result can change with settings and without any change of a row",
+            )),
             _ => Err(refuse(function, "volatile: it gives another result on each call")),
         }
     }

@@ -2,18 +2,19 @@
 
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::Node;
+use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::volatility;
 use crate::plan::expr::Expr;
-use crate::analyzer::verify::GroupOriginals;
 use crate::plan::{GroupBatch, Rel, RemoteBatch, RemoteExpr};
 
-use super::refusal::{Refusal, Step};
 use super::collect::{at_inputs, used_columns};
+use super::refusal::{Refusal, Step};
 use super::stage::{Stage, placed_column, same};
+use super::subquery::has_subplan;
 use super::{Translator, check, native};
 
 /// Expressions for PostgreSQL, with the originals that their verification compares.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Remote {
     Rows {
         batch: RemoteBatch,
@@ -36,10 +37,11 @@ impl Translator<'_> {
     /// One expression per placed node, over the columns of the returned stage, which keeps the input's columns (an
     /// Evaluate appends its own).
     pub(super) fn compute(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<Expr>)> {
+        let (stage, nodes) = self.attach(stage, nodes)?;
         let width = stage.columns.len();
         let mut remote: Vec<&Node> = Vec::new();
         let mut exprs = Vec::with_capacity(nodes.len());
-        for node in nodes {
+        for node in &nodes {
             check::scalar(self.facts(), node)?;
             if let Some(expr) = native::compile(self.facts(), node) {
                 exprs.push(expr);
@@ -75,8 +77,15 @@ impl Translator<'_> {
             exprs.push(RemoteExpr { sql, result, builtin_only });
         }
         let batch = RemoteBatch { inputs, exprs, owner_function: None };
-        self.remote.push(Remote::Rows { batch: batch.clone(), originals });
+        self.prove(Remote::Rows { batch: batch.clone(), originals });
         Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
+    }
+
+    /// Has a batch verified, once.
+    pub(super) fn prove(&mut self, remote: Remote) {
+        if !self.remote.contains(&remote) {
+            self.remote.push(remote);
+        }
     }
 
     /// Columns that hold the values of placed nodes; computed ones are appended to the stage.
@@ -117,6 +126,20 @@ impl Translator<'_> {
             }
         }
         stage.rel = filtered(stage.rel, first);
+        if rest.iter().any(has_subplan) {
+            let base = stage.clone();
+            let mut other = Vec::with_capacity(rest.len());
+            for node in rest {
+                match self.semi(&base, stage, &node)? {
+                    Ok(reduced) => stage = reduced,
+                    Err(same) => {
+                        stage = same;
+                        other.push(node);
+                    }
+                }
+            }
+            rest = other;
+        }
         let (mut stage, rest) = self.compute(stage, &rest)?;
         stage.rel = filtered(stage.rel, rest);
         Ok(stage)

@@ -27,7 +27,8 @@ pub(super) fn sets(query: &Node, references: &[(i64, usize)]) -> Step<Option<Vec
     let mut all: Vec<Set> = vec![Set::new()];
     for clause in clauses {
         let one = expand(clause, references)?;
-        let combined = all.iter().flat_map(|left| one.iter().map(move |right| left.union(right).copied().collect()));
+        let combined =
+            all.iter().flat_map(|left| one.iter().map(move |right| left.union(right).copied().collect()));
         all = combined.take(MAX_SETS + 1).collect();
         if all.len() > MAX_SETS {
             return Err(Refusal::new(

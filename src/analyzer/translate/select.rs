@@ -7,13 +7,14 @@ use crate::analyzer::{volatility, window};
 use crate::kernel::{self, Scratch};
 use crate::plan::expr::{Comparison, Expr, Kernel, Order};
 use crate::plan::{GroupForm, GroupKey, Rel, RemoteExpr, SortKey};
+use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, TypeInfo};
 
 use super::collect::{Sql, as_scalar, returns_set};
 use super::native::{builtin, collation_rules, compile};
 use super::refusal::{Refusal, Step};
-use super::stage::{Stage, column_node, rewrite, same};
-use super::{Frame, Translator, check, kernels, types, unknown_form};
+use super::stage::{Stage, column_node, placed_column, rewrite, same};
+use super::{Translator, check, kernels, types, unknown_form};
 
 const INT8: u32 = 20;
 
@@ -78,16 +79,19 @@ impl Translator<'_> {
     /// The value of a LIMIT or OFFSET expression; NULL is no bound.
     fn row_count(&self, node: &Node) -> Step<Option<u64>> {
         let refused = || {
-            Refusal::new("unsupported.limit", "the value of LIMIT or OFFSET is not known when the query is planned")
+            Refusal::new(
+                "unsupported.limit",
+                "the value of LIMIT or OFFSET is not known when the query is planned",
+            )
         };
         check::scalar(self.facts(), node)?;
         let expr = compile(self.facts(), node).ok_or_else(refused)?;
         let row = kernel::project(&[expr], &[], &mut Scratch::default());
         match row.get(0) {
             Datum::Null => Ok(None),
-            Datum::Int(i) => u64::try_from(i).map(Some).map_err(|_| {
-                Refusal::new("unsupported.limit", "LIMIT and OFFSET must not be negative")
-            }),
+            Datum::Int(i) => u64::try_from(i)
+                .map(Some)
+                .map_err(|_| Refusal::new("unsupported.limit", "LIMIT and OFFSET must not be negative")),
             _ => Err(refused()),
         }
     }
@@ -135,7 +139,8 @@ impl Translator<'_> {
                 .into_iter()
                 .map(|(expr, clause)| (expr.clone(), clause.bool("hashable")))
                 .collect();
-            let equal = |p: &Partition| p.len() == by.len() && p.iter().zip(&by).all(|(a, b)| same(&a.0, &b.0));
+            let equal =
+                |p: &Partition| p.len() == by.len() && p.iter().zip(&by).all(|(a, b)| same(&a.0, &b.0));
             match partitions.iter_mut().find(|(p, _)| equal(p)) {
                 Some((_, members)) => members.push(i),
                 None => partitions.push((by, vec![i])),
@@ -147,8 +152,14 @@ impl Translator<'_> {
             let positions;
             (stage, positions) = self.columns_for(stage, &exprs)?;
             let by: Vec<(usize, bool)> = positions.into_iter().zip(by).map(|(c, (_, h))| (c, h)).collect();
-            let keys;
+            let mut keys;
             (stage, keys) = self.key_columns(stage, &by)?;
+            // Per row of the query's domain.
+            for node in &nodes[entries.len()..] {
+                if let Some(column) = placed_column(node) {
+                    keys.push(GroupKey { column, form: KeyForm::by_image(&stage.columns[column]) });
+                }
+            }
             let mut resolved = Vec::with_capacity(members.len());
             for &i in &members {
                 let function = self.facts().functions.get(&calls[i].oid("winfnoid")?);
@@ -197,18 +208,25 @@ impl Translator<'_> {
         Ok(Stage::new(Rel::Project { input: Box::new(stage.rel), exprs }, columns))
     }
 
-    /// DISTINCT, DISTINCT ON, ORDER BY with LIMIT and OFFSET over a stage with one column per entry.
-    pub(super) fn finish(&mut self, frame: &Frame<'_>, entries: &[&Node], stage: Stage) -> Step<Stage> {
-        let query = frame.query;
+    /// DISTINCT, DISTINCT ON, ORDER BY with LIMIT and OFFSET over a stage with one column per entry, then those of outer
+    /// references, per row of which everything happens.
+    pub(super) fn finish(&mut self, query: &Node, entries: &[&Node], stage: Stage) -> Step<Stage> {
         let clauses = self.clauses(query)?;
         let mut stage = stage;
-        let shown: Vec<usize> = (0..entries.len()).filter(|&i| !entries[i].bool("resjunk")).collect();
+        let outer = entries.len()..stage.columns.len();
+        let mut shown: Vec<usize> = (0..entries.len()).filter(|&i| !entries[i].bool("resjunk")).collect();
+        let visible = shown.len();
+        shown.extend(outer.clone());
         let mut entries = entries.to_vec();
         if clauses.distinct {
-            stage = keep(stage, &shown);
+            stage = keep(stage, &shown).with_outer(visible);
             entries.retain(|e| !e.bool("resjunk"));
             stage = self.distinct(query, stage)?;
+            shown = (0..stage.columns.len()).collect();
         }
+        let per_row: Vec<GroupKey> = (entries.len()..entries.len() + outer.len())
+            .map(|column| GroupKey { column, form: KeyForm::by_image(&stage.columns[column]) })
+            .collect();
         let column = |clause: &Node| {
             let wanted = clause.field("tleSortGroupRef").as_int();
             let position = entries.iter().position(|e| Some(reference(e)) == wanted);
@@ -227,21 +245,18 @@ impl Translator<'_> {
             }
             let within: Vec<_> =
                 order.iter().filter(|(c, _)| !by.iter().any(|(b, _)| b == c)).copied().collect();
-            let keys;
+            let mut keys;
             (stage, keys) = self.key_columns(stage, &by)?;
+            keys.extend(per_row.iter().cloned());
             stage = self.top(stage, keys, &within, (0, Some(1), false))?;
         }
         if clauses.limit.is_some() || clauses.offset > 0 {
             if order.is_empty() && clauses.limit != Some(0) {
                 self.notice("LIMIT without ORDER BY: the rows that are first by their text are kept");
             }
-            stage =
-                self.top(stage, Vec::new(), &order, (clauses.offset, clauses.limit, clauses.with_ties))?;
+            stage = self.top(stage, per_row, &order, (clauses.offset, clauses.limit, clauses.with_ties))?;
         }
-        match clauses.distinct {
-            true => Ok(stage),
-            false => Ok(keep(stage, &shown)),
-        }
+        Ok(keep(stage, &shown).with_outer(visible))
     }
 
     /// Equal rows once.
@@ -261,11 +276,15 @@ impl Translator<'_> {
     /// Equal rows once; `hashable` per column.
     pub(super) fn distinct_rows(&mut self, stage: Stage, hashable: &[bool]) -> Step<Stage> {
         let width = stage.columns.len();
+        let visible = stage.visible();
         let columns: Vec<(usize, bool)> =
-            (0..width).map(|c| (c, hashable.get(c).copied().unwrap_or(false))).collect();
-        let (stage, keys) = self.key_columns(stage, &columns)?;
+            (0..visible).map(|c| (c, hashable.get(c).copied().unwrap_or(false))).collect();
+        let (stage, mut keys) = self.key_columns(stage, &columns)?;
+        for column in visible..width {
+            keys.push(GroupKey { column, form: KeyForm::by_image(&stage.columns[column]) });
+        }
         let kept: Vec<usize> = keys.iter().map(|k| k.column).collect();
-        let stage = keep(stage, &kept);
+        let stage = keep(stage, &kept).with_outer(visible);
         let keys = keys.into_iter().map(|k| k.form).collect();
         Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
     }
@@ -278,11 +297,16 @@ impl Translator<'_> {
         order: &[(usize, &Node)],
         (offset, limit, with_ties): (u64, Option<u64>, bool),
     ) -> Step<Stage> {
-        let native: Option<Vec<SortKey>> =
-            order.iter().map(|(column, clause)| self.sort_key(*column, &stage.columns[*column], clause)).collect();
+        let native: Option<Vec<SortKey>> = order
+            .iter()
+            .map(|(column, clause)| self.sort_key(*column, &stage.columns[*column], clause))
+            .collect();
         if let Some(order) = native {
             let input = Box::new(stage.rel);
-            return Ok(Stage { rel: Rel::TopK { input, partition, order, offset, limit, with_ties }, ..stage });
+            return Ok(Stage {
+                rel: Rel::TopK { input, partition, order, offset, limit, with_ties },
+                ..stage
+            });
         }
         let mut used: Vec<usize> = order.iter().map(|(c, _)| *c).collect();
         used.sort_unstable();

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::plan::{GroupBatch, GroupForm};
 
 /// What a batch stands for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GroupOriginals {
     /// One per expression; windows are resolved ([`window::resolved`]).
     pub exprs: Vec<Node>,
