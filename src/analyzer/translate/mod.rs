@@ -12,6 +12,7 @@ mod compute;
 mod constants;
 mod frame;
 mod from;
+mod hashed;
 mod join;
 mod kernels;
 mod lateral;
