@@ -31,7 +31,7 @@ fn number(rng: &mut Prng) -> String {
 
 fn change(rng: &mut Prng) -> String {
     let id = rng.below(60);
-    match rng.below(22) {
+    match rng.below(24) {
         0..=2 => format!(
             "insert into a values ({id}, {}, {}, {}, {}) on conflict (id) do update set x = excluded.x, y = excluded.y",
             value(rng, 7),
@@ -72,6 +72,12 @@ fn change(rng: &mut Prng) -> String {
         18 => format!("delete from c where ctid in (select ctid from c limit {})", rng.below(3)),
         19 => format!("delete from c where v is not distinct from {} and k > 3", value(rng, 4)),
         20 => "delete from e".to_owned(),
+        21 => format!(
+            "insert into f values ({id}, {}, {}) on conflict (id) do update set d = excluded.d, k = excluded.k",
+            rng.pick(&["'{\"a\": 1}'", "'{\"a\": 1.00}'", "'[]'", "'2'", "null"]),
+            value(rng, 3)
+        ),
+        22 => format!("delete from f where id % 7 = {}", rng.below(7)),
         _ => format!(
             "insert into e select 100 + g, g % 5, nullif(g % 4, 2) from generate_series(1, {}) g on conflict do nothing",
             rng.below(4)
@@ -105,6 +111,11 @@ async fn subqueries_set_operations_and_joins_equal_their_queries_under_random_ch
         let seed = seed();
         let mut rng = Prng::new(seed);
         for batch in 0..=BATCHES {
+            if batch == BATCHES / 2 {
+                assert_eq!(sidecar.terminate(SOON).await, Some(0));
+                sidecar = Sidecar::start(&db, &["--workers", "2"]);
+                sidecar.wait_ready(SOON).await;
+            }
             let mut changes = vec!["-- as loaded".to_owned()];
             if batch == BATCHES {
                 changes.extend(["truncate e", "delete from b", "delete from c"].map(str::to_owned));
@@ -126,6 +137,43 @@ async fn subqueries_set_operations_and_joins_equal_their_queries_under_random_ch
         let sql = "select string_agg(concat_ws(' ', name, status, refresh_mode, last_error_message), ', ')
             from pgtrickle.pgt_status() where status <> 'ACTIVE' or refresh_mode <> 'DIFFERENTIAL'";
         assert_eq!(app.query_one(sql, &[]).await.unwrap().get::<_, Option<String>>(0), None);
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_rows_of_a_scalar_subquery_are_an_error_until_one_is_left() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let app = db.as_app().await;
+        app.batch_execute(SCHEMA).await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        let query = "select id, (select k from c where c.k = a.id and c.v = 7) as k from a";
+        app.execute("select pgtrickle.create_stream_table('st', $1)", &[&query]).await.unwrap();
+        let state = async |wanted: &str| {
+            wait_until(&format!("the stream table is {wanted}"), SOON, || async {
+                let sql = "select concat_ws(' ', status, last_error_sqlstate) from pgtrickle.stream_tables_info where pgt_name = 'st'";
+                let state: String = app.query_one(sql, &[]).await.unwrap().get(0);
+                if state.contains(wanted) { Ok(()) } else { Err(state) }
+            })
+            .await;
+        };
+        state("ACTIVE").await;
+        // Two rows for a row that is not there are no error.
+        app.batch_execute("insert into c values (999, 7), (999, 7), (1, 7)").await.unwrap();
+        let passed: bool = app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
+        assert!(passed);
+        assert_eq!(difference(&app, query, "st", "id, k").await.unwrap(), Vec::<String>::new());
+        app.batch_execute("insert into c values (1, 7)").await.unwrap();
+        state("21000").await;
+        app.batch_execute("delete from c where ctid = (select ctid from c where k = 1 and v = 7 limit 1)").await.unwrap();
+        state("ACTIVE").await;
+        let passed: bool = app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
+        assert!(passed);
+        assert_eq!(difference(&app, query, "st", "id, k").await.unwrap(), Vec::<String>::new());
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
     })
     .await;

@@ -18,11 +18,8 @@ use super::select::keep;
 use super::stage::Stage;
 use super::{Translator, types};
 
-/// C functions of `=` that is the default equality of its type.
-const BUILTIN: &[&str] =
-    &["jsonb_eq", "array_eq", "range_eq", "multirange_eq", "record_eq", "texteq", "bpchareq"];
-/// The same of well-known extensions.
-const EXTENSIONS: &[&str] = &["citext_eq", "hstore_eq", "ltree_eq", "cube_eq", "vector_eq"];
+/// C functions of `=` of types that are made of others; those of plain types are hashed ([`super::hashed`]).
+const BUILTIN: &[&str] = &["array_eq", "range_eq", "multirange_eq", "record_eq"];
 /// C functions of `=` of types whose text tells equal values, or may do so by its elements.
 const BY_TEXT: &[&str] = &[
     "array_eq",
@@ -79,10 +76,7 @@ impl Translator<'_> {
         }
         let operator = self.facts().operators.get(&node.oid("opno").ok()?)?;
         let function = operator_function(self.facts(), node)?;
-        let known = match function.is_builtin() {
-            true => BUILTIN.contains(&function.source.as_str()),
-            false => function.language == "c" && EXTENSIONS.contains(&function.source.as_str()),
-        };
+        let known = function.is_builtin() && BUILTIN.contains(&function.source.as_str());
         if operator.name != "=" || !known {
             return None;
         }

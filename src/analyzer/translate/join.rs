@@ -78,11 +78,7 @@ impl Translator<'_> {
         loop {
             let connected = |part: &Part| {
                 let outer = current.0.contains(&OUTER) && part.0.contains(&OUTER);
-                let key = |c: &Condition| {
-                    self.equality(&c.node, &current.0, &part.0).is_some()
-                        || self.server_equality(&c.node, &current.0, &part.0).is_some()
-                };
-                outer || conditions.iter().any(key)
+                outer || conditions.iter().any(|c| self.is_key(&c.node, &current.0, &part.0))
             };
             let Some(index) = parts.iter().position(connected) else {
                 return Ok(current);
@@ -96,23 +92,25 @@ impl Translator<'_> {
         let entries: BTreeSet<i64> = left.0.union(&right.0).copied().collect();
         let early_key =
             conditions.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early));
+        let has_key = conditions.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some());
         let usable = |c: &Condition| {
             let covered = !c.entries.is_empty() && c.entries.is_subset(&entries);
-            // A key that may fail is computed before the join only if there is no other key.
-            let key = match self.equality(&c.node, &left.0, &right.0) {
-                Some(e) => e.early || !early_key,
-                None => !early_key && self.server_equality(&c.node, &left.0, &right.0).is_some(),
+            let key = |c: &Condition| {
+                self.hashed_equality(&c.node, &left.0, &right.0).is_some()
+                    || self.server_equality(&c.node, &left.0, &right.0).is_some()
             };
-            covered && (key || (c.early && !c.entries.is_subset(&left.0) && !c.entries.is_subset(&right.0)))
+            let hashed = !has_key && key(c);
+            // A key that may fail is computed before the join only if there is no other key.
+            let key = self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early || !early_key);
+            covered
+                && (key
+                    || hashed
+                    || (c.early && !c.entries.is_subset(&left.0) && !c.entries.is_subset(&right.0)))
         };
         let (used, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(usable);
         *conditions = rest;
         let outer = left.0.contains(&OUTER) && right.0.contains(&OUTER);
-        let key = |c: &Condition| {
-            self.equality(&c.node, &left.0, &right.0).is_some()
-                || self.server_equality(&c.node, &left.0, &right.0).is_some()
-        };
-        if !outer && !used.iter().any(key) {
+        if !outer && !used.iter().any(|c| self.is_key(&c.node, &left.0, &right.0)) {
             self.without_key(&left, &right, conditions)?;
         }
         let stage = self.join(JoinKind::Inner, left, right, used, Vec::new())?;
@@ -138,6 +136,13 @@ impl Translator<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Whether the condition gives a join of the two sides a key.
+    pub(super) fn is_key(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> bool {
+        self.equality(node, left, right).is_some()
+            || self.hashed_equality(node, left, right).is_some()
+            || self.server_equality(node, left, right).is_some()
     }
 
     fn refuse_foreign_equality(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> Step<()> {
@@ -267,6 +272,21 @@ impl Translator<'_> {
                     None => others.push(condition),
                 },
             }
+        }
+        let (mut left_hashes, mut right_hashes) = (Vec::new(), Vec::new());
+        if forms.is_empty() && keys.is_empty() && by_server.is_empty() {
+            for condition in &others {
+                let sides = self.hashed_equality(&condition.node, &left_entries, &right_entries);
+                let Some((l, r)) = sides else { continue };
+                let collation = condition.node.oid("inputcollid")?;
+                left_hashes.push((left.place(&l)?, collation));
+                right_hashes.push((right.place(&r)?, collation));
+            }
+        }
+        let (left, left_hashes) = self.with_hashes(left, &left_hashes)?;
+        let (right, right_hashes) = self.with_hashes(right, &right_hashes)?;
+        for (left, right) in left_hashes.into_iter().zip(right_hashes) {
+            keys.push(JoinKey { left, right, form: KeyForm::Image, nulls_match: false });
         }
         let keyed = !forms.is_empty() || !keys.is_empty() || !by_server.is_empty();
         if kind != JoinKind::Inner && !keyed && !others.is_empty() {

@@ -16,6 +16,7 @@ mod frame;
 mod from;
 mod functions;
 mod grouping_sets;
+mod hashed;
 mod join;
 mod kernels;
 mod lateral;
