@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{RemoteExpr, RemoteInput, expr};
+use super::{RemoteBatch, RemoteExpr, RemoteInput, expr};
 
 /// Expressions over the rows of a group: aggregates without a native form, window functions, functions that return
 /// sets. They read the relation `x` with the columns `c1`, `c2`, ... (the inputs), `g` (number of the group) and `o`
@@ -55,4 +55,29 @@ pub struct SortKey {
     pub order: expr::Order,
     pub descending: bool,
     pub nulls_first: bool,
+}
+
+/// A statement that PostgreSQL runs for an operator of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum RemoteWork<'a> {
+    Rows(&'a RemoteBatch),
+    Groups(&'a GroupBatch),
+}
+
+impl RemoteWork<'_> {
+    /// Number of the owner's function that it runs in, if it calls users' code.
+    pub fn owner_function(&self) -> Option<u32> {
+        match self {
+            RemoteWork::Rows(batch) => batch.owner_function,
+            RemoteWork::Groups(batch) => batch.owner_function,
+        }
+    }
+
+    /// Number of `text[]` parameters of the statement.
+    pub fn parameters(&self) -> usize {
+        match self {
+            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
+            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
+        }
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
-pub use group::{GroupBatch, GroupForm, SortKey};
+pub use group::{GroupBatch, GroupForm, RemoteWork, SortKey};
 
 /// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
@@ -213,31 +213,6 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
-/// A statement that PostgreSQL runs for an operator of a plan.
-#[derive(Debug, Clone, Copy)]
-pub enum RemoteWork<'a> {
-    Rows(&'a RemoteBatch),
-    Groups(&'a GroupBatch),
-}
-
-impl RemoteWork<'_> {
-    /// Number of the owner's function that it runs in, if it calls users' code.
-    pub fn owner_function(&self) -> Option<u32> {
-        match self {
-            RemoteWork::Rows(batch) => batch.owner_function,
-            RemoteWork::Groups(batch) => batch.owner_function,
-        }
-    }
-
-    /// Number of `text[]` parameters of the statement.
-    pub fn parameters(&self) -> usize {
-        match self {
-            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
-            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
-        }
-    }
-}
-
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -252,7 +227,6 @@ pub fn width(rel: &Rel) -> usize {
         Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
-        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
         Rel::Recursive { base, .. } => width(base),
         Rel::RecursiveReference { width, .. } => *width,
         Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
@@ -260,6 +234,7 @@ pub fn width(rel: &Rel) -> usize {
             false => keys.len() + batch.exprs.len(),
         },
         Rel::TopK { input, .. } => width(input),
+        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
         Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
@@ -293,6 +268,15 @@ impl Rel {
             Rel::Group { batch, .. } => work.push(RemoteWork::Groups(batch)),
             _ => {}
         });
+        work
+    }
+
+    /// Statements for the functions of users' batches, in the order of their numbers.
+    pub fn user_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = self.remote_work();
+        work.retain(|w| w.owner_function().is_some());
+        work.sort_by_key(RemoteWork::owner_function);
+        work.dedup_by_key(|w| w.owner_function());
         work
     }
 

@@ -54,7 +54,13 @@ impl Translator<'_> {
         linear(&step, id)?;
         let distinct = match all {
             true => None,
-            false => Some(self.distinct_keys(&frame, &columns, columns.len(), "UNION")?),
+            false => {
+                let forms = columns.iter().map(|ty| self.form_of(ty)).collect::<Option<Vec<_>>>();
+                let odd = || {
+                    refused("UNION of WITH RECURSIVE compares a type whose equality only the server knows")
+                };
+                Some(forms.ok_or_else(odd)?)
+            }
         };
         Ok(Stage::new(Rel::Recursive { id, base, step, distinct }, columns))
     }

@@ -219,8 +219,7 @@ impl Translator<'_> {
                 let outer = n.tag == "VAR" && n.field("varno").as_int() == Some(OUTER);
                 Ok(placed_column(n).filter(|_| outer).and_then(|i| args.get(i).cloned()))
             })?;
-            let by_join =
-                self.equality(&node, &left, &below).is_some() || compile(self.facts(), &node).is_some();
+            let by_join = self.is_key(&node, &left, &below) || compile(self.facts(), &node).is_some();
             if has_subplan(&node) || !by_join {
                 return Ok(None);
             }

@@ -10,7 +10,7 @@ use super::from::entries_of;
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, column_node, rewrite};
 use super::subquery::free_references;
-use super::{Frame, Level, ROW_ID, Translator, check, entry_name, range_table_entry, unknown_form};
+use super::{Frame, Level, ROW_ID, Translator, check, range_table_entry, unknown_form};
 
 mod hierarchy;
 
@@ -25,10 +25,12 @@ impl Translator<'_> {
             0 => self.relation(entry)?,
             1 => numbered(self.query_below(frame, entry.node("subquery")?)?),
             3 => {
-                return Err(Refusal::new(
-                    "unsupported.function_in_from",
-                    format!("FROM contains the function call {}", entry_name(entry)),
-                ));
+                let needs = entries_of(&self.function_calls(frame, rtindex)?);
+                let rows = match frame.domain().filter(|_| needs.contains(&OUTER)) {
+                    Some(domain) => domain.clone(),
+                    None => Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new()),
+                };
+                return self.with_functions(frame, rtindex, rows, false);
             }
             4 => {
                 return Err(Refusal::new(
