@@ -31,4 +31,5 @@ mod schema;
 mod servers;
 mod snapshots;
 mod sql_partitions;
+mod sql_schema_life;
 mod stand_in;

@@ -53,8 +53,11 @@ impl Engine {
     }
 
     /// Stream tables that are out of the dataflow for a while are not up to date with the frontier: their status says so.
-    async fn tell_behind(&mut self) -> Result<()> {
-        let behind = std::mem::take(&mut self.watched.behind);
+    pub(super) async fn tell_behind(&mut self) -> Result<()> {
+        let mut behind = std::mem::take(&mut self.watched.behind);
+        // What has come back meanwhile is up to date.
+        let is_out = |v: &View| matches!(v.state, State::Failed { .. } | State::Preparing | State::Waiting(_));
+        behind.retain(|id| self.views.0.get(id).is_some_and(is_out));
         if behind.is_empty() {
             return Ok(());
         }
@@ -63,16 +66,21 @@ impl Engine {
 
     /// The stream has described a relation, perhaps in another way than before.
     pub(super) fn described(&mut self, relation: u32, observed: &Observed) -> Result<()> {
-        let added = |d: &Difference| matches!(d, Difference::ColumnAdded(_));
+        let Some(source) = self.sources.layout(relation) else { return Ok(()) };
+        let other = |name: &String| source.columns.iter().all(|c| c.name != *name);
+        let harmless = |d: &Difference| match d {
+            Difference::ColumnAdded(_) => true,
+            Difference::ColumnRemoved(name) | Difference::ColumnType(name) => other(name),
+            _ => false,
+        };
         let same = match observed {
             Observed::New | Observed::Same => true,
             // What is held is as it was.
-            Observed::Changed(differences) => differences.iter().all(added),
+            Observed::Changed(differences) => differences.iter().all(harmless),
         };
         if same && !matches!(self.assembler.map(relation), Some(Err(_))) {
             return Ok(());
         }
-        let Some(source) = self.sources.layout(relation) else { return Ok(()) };
         let context = format!("{} changed its shape", source.qualified());
         // A source that is just being loaded is not known well enough.
         if self.preparing.is_some() || !self.settled {
@@ -100,7 +108,6 @@ impl Engine {
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
         let now = fingerprint::read(&self.control, &held).await?;
-        self.check_triggers().await?;
         let published = publication::members(&self.control, self.lease.names.publication()).await?;
         let triggered = self.sources.triggered();
         let (mut changed, mut unpublished) = (Vec::new(), Vec::new());
@@ -125,6 +132,7 @@ impl Engine {
         }
         self.read_again(&changed)?;
         self.tell_behind().await?;
+        self.check_triggers().await?;
         if !unpublished.is_empty() {
             return Err(diagnose::tell_unpublished(&self.control, &self.options, &unpublished).await?);
         }

@@ -96,6 +96,7 @@ impl Engine {
         }
         self.look_for_requests().await?;
         self.hand_over().await?;
+        self.tell_behind().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             if detach::is_detached(&self.control, &self.options.pipeline).await? {
                 self.stop.cancel();
@@ -143,6 +144,7 @@ impl Engine {
         if waited_for || pulse {
             self.write_frontier();
         }
+        if self.frontier < self.watched.flush_target { tracing::info!(settled=self.settled, received=self.received, frontier=self.frontier, target=self.watched.flush_target, q=self.queue.len(), fl=self.flights.len(), intx=self.assembler.in_transaction(), pend=self.pending.is_some(), app=self.applying.is_some(), prep=self.preparing.is_some(), wants=self.wants_input(), bar=self.barriers.len(), "DBG"); }
         Ok(())
     }
 
