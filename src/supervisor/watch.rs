@@ -144,7 +144,6 @@ impl Engine {
         if waited_for || pulse {
             self.write_frontier();
         }
-        if self.frontier < self.watched.flush_target { tracing::info!(settled=self.settled, received=self.received, frontier=self.frontier, target=self.watched.flush_target, q=self.queue.len(), fl=self.flights.len(), intx=self.assembler.in_transaction(), pend=self.pending.is_some(), app=self.applying.is_some(), prep=self.preparing.is_some(), wants=self.wants_input(), bar=self.barriers.len(), "DBG"); }
         Ok(())
     }
 
@@ -208,7 +207,11 @@ impl Engine {
             tracing::info!(stream_table = %name, "dropped");
         }
         for row in rows {
+            let (id, renamed) = (row.view, row.renamed);
             self.look_at(row).await?;
+            if renamed {
+                self.follow_rename(id).await?;
+            }
         }
         self.watched.full_requests.retain(|id, _| self.views.0.contains_key(id));
         self.watched.known = true;
@@ -299,6 +302,11 @@ impl Engine {
     }
 
     async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
+        if self.is_behind_catalog(id, &e).await? {
+            self.leave(id, Some(Instant::now()))?;
+            self.watched.behind.push(id);
+            return Ok(());
+        }
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;
         let again = match e.kind() {
