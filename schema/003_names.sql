@@ -153,6 +153,8 @@ begin
 end $$;
 
 -- Names and owners of all stream tables, visible to every granted role; the name is the table's present one.
+-- A dump keeps the number of a table that was gone, and in the restored cluster another table may have that number: what
+-- has neither the stream table's name nor our trigger (nobody but us puts it there) is not ours.
 create or replace view pgtrickle.stream_table_names as
 select s.pgt_id,
        coalesce(n.nspname::text, s.pgt_schema) as pgt_schema,
@@ -162,8 +164,10 @@ select s.pgt_id,
        s.owner = current_user or exists (select from pg_catalog.pg_roles r
            where r.rolname = s.owner and pg_catalog.pg_has_role(r.oid, 'USAGE')) as mine
   from pgtrickle.pgt_stream_tables s
-  left join pg_catalog.pg_class c on c.oid = s.pgt_relid
-  left join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+  left join (pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace)
+    on c.oid = s.pgt_relid
+   and ((n.nspname, c.relname) = (s.pgt_schema, s.pgt_name) or s.user_writes = 'allow'
+        or exists (select from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgname = 'pgtrickle_guard'));
 
 -- Which view belongs to which stream table, for everyone: the owner's queries stay hidden behind the view's rights.
 create or replace view pgtrickle.query_views as

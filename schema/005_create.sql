@@ -331,6 +331,7 @@ declare
     s pgtrickle.pgt_stream_tables;
     dependent record;
     label text;
+    storage regclass;
     how text := case when is_cascade then ' cascade' else '' end;
 begin
     select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
@@ -349,8 +350,9 @@ begin
         perform pgtrickle._drop(dependent.pgt_id, true);
     end loop;
     perform pgtrickle._drop_functions(id);
-    if exists (select from pg_class c where c.oid = s.pgt_relid) then
-        execute format('drop table %s%s', s.pgt_relid, how);
+    storage := (select n.relid from pgtrickle.stream_table_names n where n.pgt_id = id);
+    if storage is not null then
+        execute format('drop table %s%s', storage, how);
     end if;
     if exists (select from pg_class c where c.oid = s.query_view and c.relkind = 'v') then
         execute format('drop view %s%s', s.query_view, how);

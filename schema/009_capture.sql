@@ -176,8 +176,10 @@ declare
 begin
     select * into strict s from pgtrickle.pgt_sources where source_id = id;
     if to_regclass(buffer) is null then
-        execute format('create table %s (seq bigint generated always as identity primary key, '
-            'xid xid8 not null default pg_current_xact_id(), op "char" not null, shape bigint not null, record text) '
+        -- The number alone is no key: a dump can bring rows with the numbers of rows that its own load made us record.
+        execute format('create table %s (seq bigint generated always as identity, '
+            'xid xid8 not null default pg_current_xact_id(), op "char" not null, shape bigint not null, record text, '
+            'primary key (seq, xid)) '
             'with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000)', buffer);
         execute format('create index on %s (shape) where op = ''G''', buffer);
         execute format('comment on table %s is %L', buffer, 'pgtrickle: captured changes of ' || s.source_name);

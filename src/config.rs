@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -74,6 +75,7 @@ pub struct Flags {
     pub memory_limit: Option<String>,
     pub cdc_mode: Option<String>,
     pub all_databases: Option<String>,
+    pub http: Option<String>,
     pub log: Option<String>,
     pub log_format: Option<String>,
 }
@@ -109,6 +111,8 @@ pub struct Settings {
     pub cdc_mode: Option<Sourced<CdcMode>>,
     /// Serve every database of the server that has the schema; the one of `target` is only where they are listed.
     pub all_databases: Sourced<bool>,
+    /// Where numbers and health are served; `None`: nowhere.
+    pub http: Sourced<Option<SocketAddr>>,
 }
 
 impl fmt::Debug for Settings {
@@ -134,11 +138,14 @@ const KEYS: &[&str] = &[
     "memory_limit",
     "cdc_mode",
     "all_databases",
+    "http",
     "log",
     "log_format",
 ];
 /// Most threads of a dataflow; more than any server this runs beside has cores.
 const MOST_WORKERS: usize = 256;
+/// Loopback only: whoever opens it to others says so.
+const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9642);
 
 /// The three places that values come from, read once.
 pub struct Sources {
@@ -281,9 +288,20 @@ impl Sources {
                 }
             },
         };
+        let http = match self.text(self.flags.http.as_ref(), "http", "PGTRICKLE_HTTP", "http") {
+            None => Sourced::new(Some(HTTP), Origin::Default),
+            Some(text) if text.value == "off" => Sourced::new(None, text.origin),
+            Some(text) => match text.value.parse() {
+                Ok(address) => Sourced::new(Some(address), text.origin),
+                Err(_) => {
+                    let what = format!("{:?} is no address with a port", text.value);
+                    return Err(text.refuse(what).with_hint("write 127.0.0.1:9642, or off"));
+                }
+            },
+        };
         let (config, connection) = connection::resolve(self)?;
         let target = Target::new(config, &pipeline.value);
-        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode, all_databases })
+        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode, all_databases, http })
     }
 
     /// The first of flag, variable and file that holds a value. An empty variable counts as absent.

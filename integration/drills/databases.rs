@@ -1,10 +1,11 @@
 //! What administrators do to whole databases and tables.
 
 use super::logical::{belongings, check_identity};
-use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
+use super::proof::{Before, Expect, PATIENCE, first_right_answer, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{When, drill};
-use crate::harness::database::{pgtrickle, printed};
+use crate::harness::Sidecar;
+use crate::harness::database::{SIDECAR, pgtrickle, printed};
 use crate::harness::servers::SUPERUSER;
 use crate::harness::wait::{wait_for_value, wait_until};
 
@@ -138,6 +139,36 @@ async fn a_detached_database_is_copied_and_renamed_under_a_running_sidecar() {
         let before = Before::note(&db).await;
         prove_served(drill, &db, &mut sidecar, before, Expect::Either).await;
         assert_eq!(sidecar.terminate(PATIENCE).await, Some(0));
+    })
+    .await;
+}
+
+/// One sidecar for all databases of the cluster: what pg_restore brings is found by its next look.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_launcher_finds_a_database_that_is_restored_beside_the_original() {
+    drill("launcher-finds-restored", When::All, async |drill| {
+        let mut scene = Scene::set(drill, &[]).await;
+        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+        let all = Database { name: "postgres".to_owned(), ..scene.db.clone() };
+        scene.sidecar = Sidecar::start_with_url(&all.url(SIDECAR), &["--all-databases"]);
+        first_right_answer(&scene.db, &Before::note(&scene.db).await).await;
+        let commands = format!(
+            "pg_dump --format=custom --file=mydb.dump {NAME}
+             createdb mydb_restored
+             pg_restore --dbname=mydb_restored --jobs=2 mydb.dump"
+        );
+        drill.shell(scene.db.port, &commands).await;
+        let copy = scene.db.sibling("mydb_restored");
+        let restored = std::time::Instant::now();
+        let before = Before::note(&copy).await;
+        prove_served(drill, &copy, &mut scene.sidecar, before, Expect::Repair).await;
+        println!(
+            "drill {} on {}: proven {:.1} s after pg_restore had ended",
+            drill.name,
+            drill.major,
+            restored.elapsed().as_secs_f64()
+        );
+        scene.finish().await;
     })
     .await;
 }

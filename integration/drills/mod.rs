@@ -18,6 +18,7 @@ mod physical;
 mod proof;
 mod scene;
 mod slots;
+mod snapshots;
 mod standby;
 mod tools;
 mod triggers;

@@ -18,6 +18,8 @@ const LAYERS: &[&str] = &[
     "apply",
     "evaluate",
     "recovery",
+    "observe",
+    "http",
     "supervisor",
     "launcher",
     "config",

@@ -13,8 +13,10 @@ pub mod load;
 mod lookup;
 pub mod node;
 mod oids;
+pub mod settings;
 pub mod translate;
 pub mod verify;
 pub mod volatility;
+pub mod window;
 
 pub use analysis::{Analysis, SourceFacts, TreeSource, analyze};

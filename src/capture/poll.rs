@@ -1,7 +1,7 @@
 //! Reading change buffers (poll delivery): what one snapshot shows of all of them.
 //!
 //! Invariant: rows are read in one snapshot, so whole transactions across all sources; they are deleted by the apply
-//! transaction that contains them, by their numbers. Only the sidecar deletes, so a row is applied exactly once: either
+//! transaction that contains them, by number and transaction. Only the sidecar deletes, so a row is applied exactly once: either
 //! that transaction commits, or the row is there for the next look. No position is stored, so it survives crash,
 //! point-in-time recovery, promotion, and a dump into a younger cluster.
 
@@ -17,8 +17,35 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::postgres::sessions::error;
 
-/// Numbers of consumed rows by source.
-pub type Consumed = BTreeMap<i64, Vec<i64>>;
+/// Consumed rows by source.
+pub type Consumed = BTreeMap<i64, ConsumedRows>;
+
+/// Keys of buffer rows: number and transaction. The number alone is none: rows that a dump brings and rows that were
+/// recorded while it was loaded can have the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConsumedRows {
+    numbers: Vec<i64>,
+    xids: Vec<String>,
+}
+
+impl ConsumedRows {
+    fn push(&mut self, number: i64, xid: String) {
+        self.numbers.push(number);
+        self.xids.push(xid);
+    }
+
+    fn append(&mut self, mut later: ConsumedRows) {
+        self.numbers.append(&mut later.numbers);
+        self.xids.append(&mut later.xids);
+    }
+}
+
+/// Adds what a later look consumed.
+pub fn merge(consumed: &mut Consumed, later: Consumed) {
+    for (source, rows) in later {
+        consumed.entry(source).or_default().append(rows);
+    }
+}
 
 /// What one look found.
 #[derive(Debug)]
@@ -80,11 +107,11 @@ async fn rows(client: &Client, sources: &[i64], limit: usize) -> Result<Read> {
         let row = row.map_err(error)?;
         let source: i64 = row.get(0);
         let xid: String = row.get(2);
-        let xid =
+        let number =
             xid.parse().map_err(|_| Error::new(ErrorKind::Protocol, "a transaction id is no number"))?;
         let op = row.get::<_, String>(3);
         let captured = Captured {
-            xid,
+            xid: number,
             op: Op::parse(op.bytes().next().unwrap_or_default())?,
             shape: row.get(4),
             record: row.get::<_, Option<String>>(5).unwrap_or_default(),
@@ -95,7 +122,7 @@ async fn rows(client: &Client, sources: &[i64], limit: usize) -> Result<Read> {
             return Err(Error::new(ErrorKind::Identity, context));
         }
         found.entry(source).or_insert_with(Vec::new).push(captured);
-        consumed.entry(source).or_default().push(row.get(1));
+        consumed.entry(source).or_default().push(row.get(1), xid);
     }
     Ok((found, consumed, bytes, snapshot))
 }
@@ -104,10 +131,14 @@ async fn rows(client: &Client, sources: &[i64], limit: usize) -> Result<Read> {
 ///
 /// Errors: `Identity` if any was gone: somebody else empties the buffers.
 pub async fn consume(client: &Client, consumed: &Consumed) -> Result<()> {
-    for (source, numbers) in consumed {
-        let sql = format!("delete from pgtrickle_changes.changes_{source} where seq = any($1)");
-        let deleted = client.execute(&sql, &[numbers]).await.map_err(error)?;
-        if deleted != numbers.len() as u64 {
+    for (source, rows) in consumed {
+        let sql = format!(
+            "delete from pgtrickle_changes.changes_{source} as b 
+             using rows from (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::text[])) as c(seq, xid)
+             where b.seq = c.seq and b.xid = c.xid::pg_catalog.xid8"
+        );
+        let deleted = client.execute(&sql, &[&rows.numbers, &rows.xids]).await.map_err(error)?;
+        if deleted != rows.numbers.len() as u64 {
             let context = format!("the change buffer changes_{source} was emptied by somebody else");
             return Err(Error::new(ErrorKind::Identity, context));
         }

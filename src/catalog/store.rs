@@ -6,7 +6,7 @@ use tokio_postgres::types::{Json, PgLsn};
 use tokio_postgres::{Client, GenericClient};
 
 use crate::analyzer::facts::StreamTable;
-use crate::analyzer::verify::evaluation_sql;
+use crate::analyzer::verify::work_sql;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::error;
@@ -372,10 +372,10 @@ pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> R
         from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
         join pg_catalog.pg_proc p on p.proname = $2 and p.pronamespace = 'pgtrickle_queries'::pg_catalog.regnamespace
         where s.pgt_id = $1";
-    for batch in plan.rel.batches() {
-        let Some(number) = batch.owner_function else { continue };
+    for work in plan.rel.remote_work() {
+        let Some(number) = work.owner_function() else { continue };
         let name = format!("evaluate_{view}_{number}");
-        let row = client.query_opt(SQL, &[&view, &name, &evaluation_sql(batch)]).await.map_err(error)?;
+        let row = client.query_opt(SQL, &[&view, &name, &work_sql(work)]).await.map_err(error)?;
         if !row.is_some_and(|r| r.get(0)) {
             return Ok(Some(format!(
                 "it calls functions of users, and the function {name} that does so with the owner's rights is missing or changed"

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 
 mod demo;
 mod detach;
+mod doctor;
 mod drill;
 mod explain;
 mod init;
@@ -79,6 +80,8 @@ enum Command {
     Detach(detach::DetachArgs),
     /// Let a sidecar serve a detached database again
     Attach(detach::AttachArgs),
+    /// Check server, database and roles, and show what mends what is found
+    Doctor(doctor::DoctorArgs),
     /// Rehearse a restore: copy the server, run a sidecar on the copy, compare every stream table
     Drill(drill::DrillArgs),
     /// Show the version
@@ -104,6 +107,9 @@ struct RunArgs {
     /// PGTRICKLE_ALL_DATABASES]
     #[arg(long)]
     all_databases: bool,
+    /// Where /metrics, /healthz and /readyz are served, or off [env: PGTRICKLE_HTTP] [default: 127.0.0.1:9642]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
 }
 
 /// Runs the program: parses the command line, runs the command, prints its error.
@@ -127,6 +133,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             flags.memory_limit = args.memory_limit.clone();
             flags.cdc_mode = args.cdc_mode.clone();
             flags.all_databases = args.all_databases.then(|| "true".to_owned());
+            flags.http = args.http.clone();
             args.connection.add_to(&mut flags);
         }
         Command::Init(args) => args.connection.add_to(&mut flags),
@@ -135,6 +142,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(args) => args.connection.add_to(&mut flags),
         Command::Detach(args) => args.connection.add_to(&mut flags),
         Command::Attach(args) => args.connection.add_to(&mut flags),
+        Command::Doctor(args) => args.connection.add_to(&mut flags),
         Command::Drill(args) => args.connection.add_to(&mut flags),
         Command::Demo(_) | Command::Version => {}
     }
@@ -168,6 +176,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Snapshot(args) => on_runtime(1, snapshot::run(args, settings()?)),
         Command::Detach(args) => on_runtime(1, detach::detach(args, settings()?)),
         Command::Attach(args) => on_runtime(1, detach::attach(args, settings()?)),
+        Command::Doctor(args) => on_runtime(1, doctor::run(args, settings()?)),
         Command::Drill(args) => on_runtime(1, drill::run(args, settings()?)),
     }
 }

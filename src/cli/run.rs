@@ -1,11 +1,17 @@
 //! `pgtrickle run`: the sidecar itself.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
 use super::signals;
-use crate::config::Settings;
+use crate::config::{Origin, Settings, Sourced};
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Observed;
 use crate::supervisor::RunOptions;
 
 /// How long a shutdown may take: below the 30 s that most supervisors wait before they kill.
@@ -24,18 +30,48 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         memory_limit_from = %settings.memory_limit.origin,
         "starting"
     );
+    let observed = Arc::new(Observed::default());
     let options = RunOptions {
         target: settings.target,
         pipeline: settings.pipeline.value,
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
         cdc_mode: settings.cdc_mode.map(|m| m.value),
+        observed: Some(observed.clone()),
     };
+    let web = web(settings.http, observed, &shutdown).await?;
     match settings.all_databases.value {
-        true => crate::launcher::run(options, shutdown).await.map_err(with_advice)?,
-        false => crate::supervisor::run(options, shutdown).await.map_err(with_advice)?,
+        true => crate::launcher::run(options, shutdown.clone()).await.map_err(with_advice)?,
+        false => crate::supervisor::run(options, shutdown.clone()).await.map_err(with_advice)?,
+    }
+    if let Some(web) = web {
+        web.abort();
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the web server. An address that was asked for must be had; the default one may be another sidecar's.
+async fn web(
+    address: Sourced<Option<SocketAddr>>,
+    observed: Arc<Observed>,
+    shutdown: &CancellationToken,
+) -> Result<Option<JoinHandle<()>>> {
+    let Some(at) = address.value else { return Ok(None) };
+    let listener = match crate::http::bind(at).await {
+        Ok(listener) => listener,
+        Err(error) if address.origin == Origin::Default => {
+            tracing::info!(reason = %error, "no numbers are served over HTTP");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    tracing::info!(address = %listener.local_addr().unwrap_or(at), "serving /metrics, /healthz and /readyz");
+    let shutdown = shutdown.clone();
+    Ok(Some(tokio::spawn(async move {
+        if let Err(error) = crate::http::serve(listener, observed, shutdown).await {
+            tracing::error!(error = %error, "numbers are no longer served");
+        }
+    })))
 }
 
 /// A missing right that the server reports without a hint: most often it is the wrong role.

@@ -247,6 +247,7 @@ mod tests {
             workers: 1,
             memory_limit: 1 << 30,
             cdc_mode: None,
+            observed: None,
         };
         let place = |wanted| Place { wanted, ..Place::default() };
         let places = (0..served as u32).map(|oid| (oid, place(true))).chain([(99, place(false))]).collect();

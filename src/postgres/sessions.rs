@@ -36,6 +36,7 @@ pub enum Purpose {
     Evaluate,
     Analyze,
     Replication,
+    Monitor,
     Tool,
 }
 
@@ -49,6 +50,7 @@ impl Purpose {
             Purpose::Evaluate => "evaluate",
             Purpose::Analyze => "analyze",
             Purpose::Replication => "replication",
+            Purpose::Monitor => "monitor",
             Purpose::Tool => "tool",
         }
     }

@@ -12,6 +12,7 @@ use super::views::{Installed, State};
 use crate::apply::reconcile::difference;
 use crate::apply::writer::Note;
 use crate::apply::{Applied, Batch, Progress, Writer};
+use crate::capture::poll;
 use crate::dataflow::{Command, Epoch, EpochResult};
 use crate::error::{Error, Result};
 use crate::plan::ViewId;
@@ -173,7 +174,7 @@ impl Engine {
         pending.progress.data_time = pending.progress.data_time.max(flight.progress.data_time);
         pending.progress.changed = pending.progress.changed.max(flight.progress.changed);
         pending.progress.xids.extend(flight.progress.xids);
-        pending.progress.consumed.extend(flight.progress.consumed);
+        poll::merge(&mut pending.progress.consumed, flight.progress.consumed);
         pending.installs.extend(flight.installs);
         for delta in result.deltas {
             let rows = pending.deltas.entry(delta.view).or_default();

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::error::{Directive, Error, ErrorKind, Result};
+use crate::observe::Observed;
 use crate::postgres::sessions::Target;
 use crate::recovery::CdcMode;
 
@@ -49,6 +50,8 @@ pub struct RunOptions {
     pub memory_limit: u64,
     /// `None`: as the database's settings say.
     pub cdc_mode: Option<CdcMode>,
+    /// Where looks at the pipeline are put for those who watch it.
+    pub observed: Option<Arc<Observed>>,
 }
 
 /// How long a run must last to count as a success that resets the backoff.
@@ -63,6 +66,11 @@ const LONGEST: Duration = Duration::from_secs(15);
 
 /// Serves the pipeline until `shutdown`. Returns early only with an error that an operator has to act on.
 pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()> {
+    let watching = shutdown.child_token();
+    let _watching = watching.clone().drop_guard();
+    if let Some(observed) = options.observed.clone() {
+        tokio::spawn(observed.follow(options.target.clone(), options.pipeline.clone(), watching));
+    }
     let mut pause = Duration::from_millis(100);
     let mut reason = "the sidecar started".to_owned();
     let mut life = Life::default();

@@ -395,6 +395,8 @@ impl Engine {
                 failed = count(|s| matches!(s, State::Failed { .. })),
                 source_rows = self.watched.stats.source_rows,
                 source_mb = self.watched.stats.source_bytes >> 20,
+                group_rows = self.watched.stats.group_rows,
+                group_mb = self.watched.stats.group_bytes >> 20,
                 "ready"
             );
         }

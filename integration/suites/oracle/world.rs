@@ -92,7 +92,9 @@ impl World {
             true => Step::Truncate((*sql).to_owned()),
             false => Step::Sql((*sql).to_owned()),
         };
-        let steps = steps.iter().map(step).collect();
+        // It must succeed, also where a reader or a load holds a table for a while.
+        let patience = Step::Sql("set local lock_timeout = '60s'".to_owned());
+        let steps = std::iter::once(patience).chain(steps.iter().map(step)).collect();
         self.begin(0, Plan { steps, end: End::Commit }).await;
         let failed = self.failed;
         while self.writers[0].plan.is_some() {

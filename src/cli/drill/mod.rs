@@ -108,6 +108,7 @@ async fn rehearse(args: &DrillArgs, settings: &Settings, interrupted: &Cancellat
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
         cdc_mode: settings.cdc_mode.as_ref().map(|m| m.value),
+        observed: None,
     };
     let sidecar = tokio::spawn(supervisor::run(options, stop.clone()));
     let patience = Duration::from_secs(args.patience);

@@ -1,0 +1,219 @@
+//! The samples in the OpenMetrics text format.
+//!
+//! Names have the prefix `pgtrickle_` and base units; labels are few and bounded: database, pipeline, and the slot, source,
+//! stream table or diagnosis that a number is about. What is unknown has no line.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Observed, Sample};
+
+type Labels = Vec<(String, String)>;
+type Integers = Family<Labels, Gauge>;
+type Reals = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+type Counts = Family<Labels, Counter>;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+#[derive(Default)]
+struct Families {
+    up: Integers,
+    freshness: Reals,
+    lag: Integers,
+    slot_active: Integers,
+    slot_retained: Integers,
+    slot_lag: Integers,
+    slot_safe: Integers,
+    slot_status: Integers,
+    slot_warning: Integers,
+    slot_critical: Integers,
+    cdc_state: Integers,
+    fallback: Integers,
+    buffer: Integers,
+    table_freshness: Reals,
+    table_state: Integers,
+    table_errors: Integers,
+    incidents: Counts,
+    open: Integers,
+    drift: Counts,
+}
+
+/// States that a slot can be in; the one it is in has 1, the others 0.
+const SLOT_STATES: &[&str] = &["reserved", "extended", "unreserved", "lost", "missing"];
+const CAPTURES: &[&str] = &["wal", "trigger", "transitioning"];
+const TABLE_STATES: &[&str] = &["ACTIVE", "INITIALIZING", "SUSPENDED", "ERROR", "OFFLINE"];
+
+/// All samples as text.
+///
+/// # Errors
+/// None in practice: writing into a string does not fail.
+pub fn render(observed: &Observed) -> Result<String, std::fmt::Error> {
+    let families = Families::default();
+    for ((database, pipeline), look) in observed.looks() {
+        let base = vec![("database".to_owned(), database), ("pipeline".to_owned(), pipeline)];
+        let up = look.outcome.as_ref().is_ok_and(|s| s.sidecar_alive);
+        families.up.get_or_create(&base).set(i64::from(up));
+        if let Ok(sample) = &look.outcome {
+            families.fill(&base, sample);
+        }
+    }
+    let mut registry = Registry::with_prefix("pgtrickle");
+    let build = Family::<Build, Gauge>::default();
+    build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+    registry.register("build_info", "Version of the sidecar", build);
+    families.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn with(base: &Labels, more: &[(&str, &str)]) -> Labels {
+    let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    base.iter().cloned().chain(more).collect()
+}
+
+fn one_of(family: &Integers, base: &Labels, label: &str, states: &[&str], state: &str) {
+    for known in states {
+        family.get_or_create(&with(base, &[(label, known)])).set(i64::from(*known == state));
+    }
+    if !states.contains(&state) {
+        family.get_or_create(&with(base, &[(label, state)])).set(1);
+    }
+}
+
+fn known(family: &Integers, labels: &Labels, value: Option<i64>) {
+    if let Some(value) = value {
+        family.get_or_create(labels).set(value);
+    }
+}
+
+impl Families {
+    fn fill(&self, base: &Labels, sample: &Sample) {
+        if let Some(seconds) = sample.freshness_seconds {
+            self.freshness.get_or_create(base).set(seconds);
+        }
+        known(&self.lag, base, sample.applied_lag_bytes);
+        if let Some(slot) = &sample.slot {
+            let labels = with(base, &[("slot", &slot.name)]);
+            self.slot_active.get_or_create(&labels).set(i64::from(slot.active));
+            known(&self.slot_retained, &labels, slot.retained_bytes);
+            known(&self.slot_lag, &labels, slot.lag_bytes);
+            known(&self.slot_safe, &labels, slot.safe_bytes);
+            known(&self.slot_warning, &labels, Some(slot.warning_bytes));
+            known(&self.slot_critical, &labels, Some(slot.critical_bytes));
+            if let Some(status) = &slot.wal_status {
+                one_of(&self.slot_status, &labels, "status", SLOT_STATES, status);
+            }
+        }
+        for source in &sample.sources {
+            let labels = with(base, &[("source", &source.name)]);
+            one_of(&self.cdc_state, &labels, "state", CAPTURES, &source.capture);
+            self.fallback.get_or_create(&labels).set(i64::from(source.fallback_ready));
+            known(&self.buffer, &labels, source.buffer_bytes);
+        }
+        for table in &sample.stream_tables {
+            let labels = with(base, &[("stream_table", &table.name), ("mode", &table.refresh_mode)]);
+            if let Some(seconds) = table.freshness_seconds {
+                self.table_freshness.get_or_create(&labels).set(seconds);
+            }
+            let labels = with(base, &[("stream_table", &table.name)]);
+            one_of(&self.table_state, &labels, "state", TABLE_STATES, &table.status);
+            self.table_errors.get_or_create(&labels).set(table.consecutive_errors);
+        }
+        for incident in &sample.incidents {
+            let of = [("source", incident.source.as_str()), ("diagnosis", &incident.diagnosis)];
+            let labels = with(base, &of);
+            count(&self.incidents, &labels, incident.incidents);
+            self.open.get_or_create(&labels).set(incident.open);
+            let rows = [
+                ("insert", incident.rows_inserted),
+                ("update", incident.rows_updated),
+                ("delete", incident.rows_deleted),
+            ];
+            for (operation, rows) in rows {
+                count(&self.drift, &with(&labels, &[("operation", operation)]), rows);
+            }
+        }
+    }
+
+    fn register(self, registry: &mut Registry) {
+        registry.register(
+            "up",
+            "1 while a sidecar holds the pipeline and the database can be looked at",
+            self.up,
+        );
+        registry.register(
+            "freshness_seconds",
+            "Age of the moment up to which the incremental stream tables are complete",
+            self.freshness,
+        );
+        registry.register("applied_lag_bytes", "WAL between the frontier and the end of the WAL", self.lag);
+        registry.register("slot_active", "1 while somebody streams from the slot", self.slot_active);
+        registry.register(
+            "slot_retained_wal_bytes",
+            "WAL that the server keeps for the slot",
+            self.slot_retained,
+        );
+        registry.register(
+            "slot_confirmed_flush_lag_bytes",
+            "WAL that the slot has not confirmed",
+            self.slot_lag,
+        );
+        registry.register(
+            "slot_safe_wal_bytes",
+            "WAL that can be written before the slot is in danger of being lost",
+            self.slot_safe,
+        );
+        registry.register("slot_wal_status", "State of the slot: 1 for the one it is in", self.slot_status);
+        registry.register("slot_warning_threshold_bytes", "slot_lag_warning_threshold_mb", self.slot_warning);
+        registry.register(
+            "slot_critical_threshold_bytes",
+            "slot_lag_critical_threshold_mb",
+            self.slot_critical,
+        );
+        registry.register("cdc_state", "How a source is captured: 1 for the state it is in", self.cdc_state);
+        registry.register(
+            "fallback_ready",
+            "1 where triggers could take over if the slot were lost",
+            self.fallback,
+        );
+        registry.register("trigger_buffer_bytes", "Size of a source's change buffer", self.buffer);
+        registry.register(
+            "stream_table_freshness_seconds",
+            "Age of the moment up to which a stream table is complete",
+            self.table_freshness,
+        );
+        registry.register(
+            "stream_table_state",
+            "State of a stream table: 1 for the one it is in",
+            self.table_state,
+        );
+        registry.register(
+            "stream_table_consecutive_errors",
+            "Failures since the last success",
+            self.table_errors,
+        );
+        registry.register(
+            "incidents",
+            "Restores, failovers and accidents that were diagnosed",
+            self.incidents,
+        );
+        registry.register("incidents_open", "Incidents whose repair has not ended", self.open);
+        registry.register(
+            "restore_drift_rows",
+            "Rows of stream tables that the reconciles after incidents inserted, updated or deleted",
+            self.drift,
+        );
+    }
+}
+
+fn count(family: &Counts, labels: &Labels, value: i64) {
+    family.get_or_create(labels).inc_by(u64::try_from(value).unwrap_or(0));
+}
