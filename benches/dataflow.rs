@@ -59,7 +59,7 @@ fn sum_and_count(input: Rel, group: usize, amount: usize) -> Rel {
 }
 
 fn join(left: Box<Rel>, right: Box<Rel>, l: usize, r: usize) -> Rel {
-    let on = vec![JoinKey { left: l, right: r, form: KeyForm::Image }];
+    let on = vec![JoinKey { left: l, right: r, form: KeyForm::Image, nulls_match: false }];
     Rel::Join { kind: JoinKind::Inner, left, right, on, residual: None }
 }
 

@@ -412,7 +412,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select c.oid::regclass, format('%I.%I', n.nspname, c.relname),
            case when exists (select from pgtrickle.stream_table_names s where s.relid = c.oid) then 'STREAM_TABLE'
                 when c.relkind = 'v' then 'VIEW' when c.relkind = 'm' then 'MATVIEW'
-                when c.relkind = 'f' then 'FOREIGN_TABLE' else 'TABLE' end,
+                when c.relkind = 'f' then 'FOREIGN_TABLE' when c.relkind = 'p' then 'PARTITIONED_TABLE' else 'TABLE' end,
            array_agg(distinct a.attname::text) filter (where a.attname is not null),
            bool_or(f.depth > 1)
       from refs f join pg_class c on c.oid = f.rel and c.relkind in ('r', 'p', 'v', 'm', 'f')

@@ -33,4 +33,6 @@ mod schema;
 mod servers;
 mod snapshots;
 mod sql;
+mod sql_partitions;
+mod sql_subqueries;
 mod stand_in;

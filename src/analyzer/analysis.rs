@@ -185,14 +185,15 @@ async fn output_columns(
 
 fn plan(loaded: &Loaded, owner: u32, columns: &[OutputColumn]) -> translate::Step<(Plan, Vec<Remote>)> {
     let Loaded { query, views, generated, facts } = loaded;
-    let inputs = Inputs { facts, views, generated, owner: Some(owner) };
+    let keys = key_facts(facts);
+    let inputs = Inputs { facts, views, generated, owner: Some(owner), keys: &keys };
     let Translated { rel, upstreams, notices, remote } = translate::translate(inputs, query)?;
     let mut rel = translate::prune(rel);
     rel.number_user_batches();
     if width(&rel) != columns.len() {
         return Err(Refusal::new("unsupported.tree", "the query's columns are not those of its view"));
     }
-    let key = key::derive(&rel, &key_facts(facts));
+    let key = key::derive(&rel, &keys);
     let sources = source_uses(&rel);
     Ok((Plan { rel, columns: columns.to_vec(), key, sources, upstreams, notices }, remote))
 }
@@ -236,9 +237,8 @@ fn key_facts(facts: &Facts) -> KeyFacts {
             };
             keys.views.insert(stream_table.view, keys_of_view);
         }
-        if !relation.has_children {
-            keys.sources.insert(relation.oid, RelationKeys { not_null, unique });
-        }
+        // Of a partitioned table for all its rows, else for the rows of the table alone.
+        keys.sources.insert(relation.oid, RelationKeys { not_null, unique });
     }
     keys
 }

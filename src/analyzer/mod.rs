@@ -17,5 +17,6 @@ pub mod settings;
 pub mod translate;
 pub mod verify;
 pub mod volatility;
+pub mod window;
 
 pub use analysis::{Analysis, SourceFacts, TreeSource, analyze};

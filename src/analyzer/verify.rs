@@ -8,6 +8,8 @@
 //! The statement is analysed under `search_path = pg_catalog, pg_temp`. Sessions that run it must have the same, and so
 //! must those that print its inputs: the text of `regclass` and its like depends on it.
 
+mod groups;
+
 use tokio_postgres::GenericClient;
 
 use super::deparse::{Inputs, collation_of, length_coercion, type_of, typmod_of};
@@ -17,7 +19,8 @@ use super::lookup;
 use super::node::{self, Node, Value};
 use super::oids::FIRST_NORMAL;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::RemoteBatch;
+use crate::plan::{RemoteBatch, RemoteInput, RemoteWork};
+pub use groups::{GroupOriginals, group_sql, verify_group};
 
 /// The statement that evaluates a batch. Parameters: one `text[]` per input column, in order (one array of NULLs if
 /// there is no input), all of the same length: the text of each value. Result: one row per element: `o` int8, counted
@@ -25,6 +28,14 @@ use crate::plan::RemoteBatch;
 /// owner's function with settings of its own computes values, and the sidecar's session prints them.
 pub fn evaluation_sql(batch: &RemoteBatch) -> String {
     statement(batch, |i| format!("${i}"), "")
+}
+
+/// The statement of any work of a plan.
+pub fn work_sql(work: RemoteWork<'_>) -> String {
+    match work {
+        RemoteWork::Rows(batch) => evaluation_sql(batch),
+        RemoteWork::Groups(batch) => group_sql(batch),
+    }
 }
 
 /// `cast` follows the record.
@@ -117,7 +128,7 @@ pub async fn verify<C: GenericClient>(
     let odd = || Error::unsupported("the check of an expression gave a tree of an unknown form");
     let tables = query.nodes("rtable")?;
     let source = tables.iter().position(|t| t.field("rtekind") == &Value::Int(1)).ok_or_else(odd)?;
-    check_inputs(facts, batch, tables[source].node("subquery")?)?;
+    check_inputs(facts, &batch.inputs, tables[source].node("subquery")?)?;
     let targets = query.nodes("targetList")?;
     let record = targets.get(1).ok_or_else(odd)?.node("expr")?;
     let row = if record.tag == "COERCEVIAIO" { record.node("arg")? } else { return Err(odd()) };
@@ -139,8 +150,8 @@ pub async fn verify<C: GenericClient>(
 
 /// A value's text must come back through its type's input function. A cast from text that somebody defined, or that
 /// takes the text's bytes as the value, is only the same for the string types.
-fn check_inputs(facts: &Facts, batch: &RemoteBatch, source: &Node) -> Result<()> {
-    for (target, input) in source.nodes("targetList")?.iter().zip(&batch.inputs) {
+fn check_inputs(facts: &Facts, inputs: &[RemoteInput], source: &Node) -> Result<()> {
+    for (target, input) in source.nodes("targetList")?.iter().zip(inputs) {
         let mut faithful = true;
         target.node("expr")?.walk(&mut |n| {
             faithful &= match n.tag.as_str() {
@@ -189,6 +200,12 @@ const IGNORED: &[&str] = &[
     "convertformat",
     "coerceformat",
     "row_format",
+    // Filled by the planner, or the number of a clause that is compared itself.
+    "aggno",
+    "aggtransno",
+    "aggpresorted",
+    "runCondition",
+    "winref",
 ];
 
 struct Comparison<'a> {

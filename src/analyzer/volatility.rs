@@ -43,6 +43,8 @@ const PURE: &[&str] = &[
     "GROUPINGFUNC",
     "TARGETENTRY",
     "SORTGROUPCLAUSE",
+    "SORTITEM",
+    "OVER",
 ];
 
 /// Depend on settings or the session, never on more.

@@ -14,7 +14,7 @@ use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, RowBuilder};
 
 /// Canonical key of a row under the group's equalities; NULL is a group of its own.
-fn group_key(row: &Row, columns: &[(usize, KeyForm)]) -> Row {
+pub(super) fn group_key(row: &Row, columns: &[(usize, KeyForm)]) -> Row {
     let datums = row.unpack();
     let mut key = RowBuilder::default();
     for &(column, form) in columns {

@@ -24,6 +24,7 @@ pub(super) type SetTrace = TraceAgent<KeySpine<Row, Epoch, i64>>;
 pub(super) type Button = ShutdownButton<CapabilitySet<Epoch>>;
 
 /// An arrangement of this dataflow, or one imported from another.
+#[derive(Clone)]
 pub(super) enum RowArrangement<'s> {
     Local(Arranged<'s, RowTrace>),
     Imported(Arranged<'s, TraceFrontier<RowTrace>>),
@@ -32,13 +33,16 @@ pub(super) enum RowArrangement<'s> {
 /// Columns and forms of a key, in order.
 pub(super) type KeyColumns = Vec<(usize, KeyForm)>;
 
-/// The key of a row, or `None` if a part is NULL (such a row joins nothing). An error in the key is the `Err` row.
-pub(super) fn join_key(row: &Row, columns: &[(usize, KeyForm)]) -> Option<Result<Row, Row>> {
+/// Columns and forms of a join key, in order; `true`: NULL is a value like others.
+pub(super) type JoinColumns = Vec<(usize, KeyForm, bool)>;
+
+/// The key of a row, or `None` if a part is NULL and matches nothing. An error in the key is the `Err` row.
+pub(super) fn join_key(row: &Row, columns: &[(usize, KeyForm, bool)]) -> Option<Result<Row, Row>> {
     let datums = row.unpack();
     let mut key = RowBuilder::default();
-    for &(column, form) in columns {
+    for &(column, form, nulls_match) in columns {
         let datum = datums.get(column).copied()?;
-        if datum.is_null() {
+        if datum.is_null() && !nulls_match {
             return None;
         }
         if datum.is_error() {
@@ -54,12 +58,12 @@ pub(super) fn join_key(row: &Row, columns: &[(usize, KeyForm)]) -> Option<Result
 pub(super) struct ArrangementKey {
     rel: Rel,
     instance: InstanceId,
-    columns: KeyColumns,
+    columns: JoinColumns,
 }
 
 impl ArrangementKey {
     /// `Some` if `rel` stands on one source alone and can't fail, so that its arrangement can be shared.
-    pub fn of(rel: &Rel, columns: &KeyColumns, bindings: &Bindings) -> Option<ArrangementKey> {
+    pub fn of(rel: &Rel, columns: &JoinColumns, bindings: &Bindings) -> Option<ArrangementKey> {
         let source = chain_source(rel)?;
         let instance = bindings.get(&source)?.instance;
         Some(ArrangementKey { rel: rel.clone(), instance, columns: columns.clone() })
@@ -110,7 +114,7 @@ pub(super) struct Shared {
     trace: RowTrace,
     binding: Binding,
     rel: Rel,
-    columns: KeyColumns,
+    columns: JoinColumns,
     native: Native,
     pub users: usize,
 }
@@ -189,8 +193,8 @@ impl SharedArrangements {
     }
 }
 
-/// Arranges rows of this dataflow by `columns`; rows with a NULL in the key are left out.
-pub(super) fn arrange<'s>(rows: Rows<'s>, columns: KeyColumns) -> RowArrangement<'s> {
+/// Arranges rows of this dataflow by `columns`; rows whose key matches nothing are left out.
+pub(super) fn arrange<'s>(rows: Rows<'s>, columns: JoinColumns) -> RowArrangement<'s> {
     let keyed = rows.flat_map(move |row| match join_key(&row, &columns) {
         Some(Ok(key)) => Some((key, row)),
         _ => None,

@@ -5,6 +5,8 @@
 //! answered in order; while one waits, its capability holds back what is downstream and nothing else.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use differential_dataflow::AsCollection;
@@ -18,56 +20,166 @@ use timely::scheduling::SyncActivator;
 
 use super::keyed::{Incomplete, Rows, route};
 use super::protocol::Epoch;
-use crate::plan::{RemoteBatch, ViewId};
-use crate::row::Row;
+use crate::plan::{GroupBatch, RemoteBatch, ViewId};
+use crate::row::{Datum, Row};
 
-/// A batch of rows to evaluate; the answer goes back with [`EvaluationReply::send`].
-pub struct EvaluationRequest {
-    pub view: ViewId,
-    pub batch: std::sync::Arc<RemoteBatch>,
-    /// The input columns of the batch, per distinct row.
-    pub rows: Vec<Row>,
-    pub reply: EvaluationReply,
+/// What operators ask; the answer goes back with [`EvaluationReply::send`].
+pub enum EvaluationRequest {
+    /// Expressions over rows.
+    Rows {
+        view: ViewId,
+        batch: Arc<RemoteBatch>,
+        /// The input columns of the batch, per distinct row.
+        rows: Vec<Row>,
+        /// One row of results per row, in the same order.
+        reply: EvaluationReply<Vec<Row>>,
+    },
+    /// Expressions over groups.
+    Groups {
+        view: ViewId,
+        batch: Arc<GroupBatch>,
+        /// The input columns of the batch, per row of each group, in the order of positions.
+        groups: Vec<Vec<Row>>,
+        /// The rows of results of each group, in the same order; where answers belong to rows ([`crate::plan::GroupForm::Windows`])
+        /// the first column is the row's position from 0. A failed group has one row of errors.
+        reply: EvaluationReply<Vec<Vec<Row>>>,
+    },
 }
 
-/// Where the results of one request go: one row of results per requested row, in the same order.
-pub struct EvaluationReply {
-    sender: Sender<Vec<Row>>,
+/// Where the results of one request go.
+pub struct EvaluationReply<T> {
+    sender: Sender<T>,
     activator: SyncActivator,
 }
 
-impl EvaluationReply {
+impl<T> EvaluationReply<T> {
+    pub(super) fn new(sender: Sender<T>, activator: SyncActivator) -> EvaluationReply<T> {
+        EvaluationReply { sender, activator }
+    }
+
     /// Hands the results to the operator and wakes its worker.
-    pub fn send(self, results: Vec<Row>) {
+    pub fn send(self, results: T) {
         // A closed channel or worker means that the view is gone; nobody waits for the answer then.
         let _ = self.sender.send(results);
         let _ = self.activator.activate();
     }
 }
 
-/// How operators reach the evaluation service.
-pub(super) type RequestSender = tokio::sync::mpsc::UnboundedSender<EvaluationRequest>;
+/// How operators reach the evaluation service, and where they count what they hold.
+#[derive(Clone)]
+pub(super) struct RequestSender {
+    sender: tokio::sync::mpsc::UnboundedSender<EvaluationRequest>,
+    pub held: Held,
+}
+
+impl RequestSender {
+    pub fn new(sender: tokio::sync::mpsc::UnboundedSender<EvaluationRequest>) -> RequestSender {
+        RequestSender { sender, held: Held::default() }
+    }
+
+    /// Whether the service took the request.
+    pub fn send(&self, request: EvaluationRequest) -> bool {
+        self.sender.send(request).is_ok()
+    }
+}
+
+/// Rows and packed bytes that operators of all workers hold.
+#[derive(Clone, Default)]
+pub(super) struct Held(Arc<[AtomicI64; 2]>);
+
+impl Held {
+    pub fn add(&self, rows: i64, bytes: i64) {
+        self.0[0].fetch_add(rows, Ordering::Relaxed);
+        self.0[1].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> (u64, u64) {
+        let value = |i: usize| u64::try_from(self.0[i].load(Ordering::Relaxed)).unwrap_or(0);
+        (value(0), value(1))
+    }
+}
+
+/// What an Evaluate operator asks for each distinct input.
+#[derive(Clone)]
+pub(super) enum Work {
+    /// One row of results.
+    Row(Arc<RemoteBatch>),
+    /// Any number of them.
+    Set(Arc<GroupBatch>),
+}
+
+enum Answer {
+    Row(Receiver<Vec<Row>>),
+    Set(Receiver<Vec<Vec<Row>>>),
+}
+
+impl Work {
+    fn columns(&self) -> Vec<usize> {
+        match self {
+            Work::Row(batch) => batch.inputs.iter().map(|i| i.column).collect(),
+            Work::Set(batch) => batch.inputs.iter().map(|i| i.column).collect(),
+        }
+    }
+
+    /// Sends the inputs to the service. `None`: it has ended.
+    fn ask(
+        &self,
+        view: ViewId,
+        inputs: Vec<Row>,
+        requests: &RequestSender,
+        activator: SyncActivator,
+    ) -> Option<Answer> {
+        match self {
+            Work::Row(batch) => {
+                let (sender, receiver) = channel();
+                let reply = EvaluationReply { sender, activator };
+                let request = EvaluationRequest::Rows { view, batch: batch.clone(), rows: inputs, reply };
+                requests.send(request).then_some(Answer::Row(receiver))
+            }
+            Work::Set(batch) => {
+                let (sender, receiver) = channel();
+                let reply = EvaluationReply { sender, activator };
+                let groups = inputs.into_iter().map(|row| vec![row]).collect();
+                let request = EvaluationRequest::Groups { view, batch: batch.clone(), groups, reply };
+                requests.send(request).then_some(Answer::Set(receiver))
+            }
+        }
+    }
+
+    /// An input with an error hands it on.
+    fn failed(&self, input: &Row) -> Option<Row> {
+        let Work::Set(batch) = self else { return None };
+        let error = input.iter().find(Datum::is_error)?;
+        Some(Row::from_datums(batch.exprs.iter().map(|_| error)))
+    }
+}
+
+impl Answer {
+    /// The results per input, if they are here.
+    fn poll(&self) -> Option<Vec<Vec<Row>>> {
+        match self {
+            Answer::Row(receiver) => {
+                receiver.try_recv().ok().map(|rows| rows.into_iter().map(|row| vec![row]).collect())
+            }
+            Answer::Set(receiver) => receiver.try_recv().ok(),
+        }
+    }
+}
 
 struct Remembered {
-    results: Row,
+    results: Vec<Row>,
     count: i64,
 }
 
 struct Waiting {
     capability: Capability<Epoch>,
     updates: Vec<(Row, i64)>,
-    answer: Option<(Vec<Row>, Receiver<Vec<Row>>)>,
+    answer: Option<(Vec<Row>, Answer)>,
 }
 
-/// Appends the results of `batch` to each row.
-pub(super) fn evaluate<'s>(
-    input: Rows<'s>,
-    view: ViewId,
-    batch: RemoteBatch,
-    requests: RequestSender,
-) -> Rows<'s> {
-    let batch = std::sync::Arc::new(batch);
-    let columns: Vec<usize> = batch.inputs.iter().map(|i| i.column).collect();
+/// Appends the results of `work` to each row, as often as it has rows of results.
+pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: RequestSender) -> Rows<'s> {
+    let columns = work.columns();
     let pact = Exchange::new(|(row, _, _): &(Row, Epoch, i64)| route(row));
     let scope = input.inner.scope();
     input
@@ -102,20 +214,25 @@ pub(super) fn evaluate<'s>(
                     }
                     while let Some(head) = queue.front_mut() {
                         if head.answer.is_none() {
-                            let asked = head.ask(&columns, &known);
-                            if !asked.is_empty() {
-                                let (sender, receiver) = channel();
-                                let reply = EvaluationReply { sender, activator: activator.clone() };
-                                let (batch, rows) = (batch.clone(), asked.clone());
-                                let request = EvaluationRequest { view, batch, rows, reply };
-                                if requests.send(request).is_err() {
-                                    return; // The pipeline is ending; the epoch never completes.
+                            let mut asked = head.ask(&columns, &known);
+                            asked.retain(|input| match work.failed(input) {
+                                Some(error) => {
+                                    let results = vec![error];
+                                    known.insert(input.clone(), Remembered { results, count: 0 });
+                                    false
                                 }
-                                head.answer = Some((asked, receiver));
+                                None => true,
+                            });
+                            if !asked.is_empty() {
+                                let activator = activator.clone();
+                                let Some(answer) = work.ask(view, asked.clone(), &requests, activator) else {
+                                    return; // The pipeline is ending; the epoch never completes.
+                                };
+                                head.answer = Some((asked, answer));
                             }
                         }
-                        if let Some((asked, receiver)) = &mut head.answer {
-                            let Ok(results) = receiver.try_recv() else { break };
+                        if let Some((asked, answer)) = &mut head.answer {
+                            let Some(results) = answer.poll() else { break };
                             for (input, results) in std::mem::take(asked).into_iter().zip(results) {
                                 known.insert(input, Remembered { results, count: 0 });
                             }
@@ -128,7 +245,9 @@ pub(super) fn evaluate<'s>(
                             let input = row.project(&columns);
                             let Some(entry) = known.get_mut(&input) else { continue };
                             entry.count += diff;
-                            session.give((row.concat(&entry.results), time, diff));
+                            for results in &entry.results {
+                                session.give((row.concat(results), time, diff));
+                            }
                             if entry.count == 0 {
                                 unused.push(input);
                             }

@@ -14,6 +14,9 @@ use crate::row::fault::Fault;
 use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, RowBuilder};
 
+/// What the server says of a scalar subquery with several rows (`ExecSetParamPlan`, `ExecScanSubPlan`).
+const SEVERAL_ROWS: &[u8] = b"21000:more than one row returned by a subquery used as an expression";
+
 /// One group.
 pub(super) struct Group {
     rows: i64,
@@ -40,7 +43,12 @@ enum State {
     Numeric(NumericSum),
     Float(FloatSum),
     Extreme(BTreeMap<Ordered, i64>),
-    Bool { trues: i64, falses: i64 },
+    Bool {
+        trues: i64,
+        falses: i64,
+    },
+    /// Values with NULLs, one column each.
+    Single(BTreeMap<Row, i64>),
 }
 
 /// A one-column row under the order of its type; images that compare equal are told apart by their bytes.
@@ -152,6 +160,7 @@ impl Accumulator {
             SumFloat4 | SumFloat8 | AvgFloat => State::Float(FloatSum::default()),
             Min(_) | Max(_) => State::Extreme(BTreeMap::new()),
             BoolAnd | BoolOr => State::Bool { trues: 0, falses: 0 },
+            Single => State::Single(BTreeMap::new()),
         };
         Accumulator { state, errors: BTreeMap::new(), distinct: aggregate.distinct.map(|_| HashMap::new()) }
     }
@@ -164,6 +173,12 @@ impl Accumulator {
         let datum = match (aggregate.function, argument) {
             (AggregateFunction::CountStar, _) => {
                 self.add(aggregate.function, Datum::Bool(true), diff);
+                return;
+            }
+            (AggregateFunction::Single, Some(datum)) => {
+                if let State::Single(values) = &mut self.state {
+                    add(values, Row::from_datums([datum]), diff);
+                }
                 return;
             }
             (_, None | Some(Datum::Null)) => return,
@@ -271,6 +286,15 @@ impl Accumulator {
                 match extreme {
                     Some(ordered) => row.extend(&ordered.value),
                     None => row.push(Datum::Null),
+                }
+                return;
+            }
+            (State::Single(values), _) => {
+                let mut rows = values.iter();
+                match (rows.next(), rows.next()) {
+                    (None, _) => row.push(Datum::Null),
+                    (Some((value, 1)), None) => row.extend(value),
+                    _ => row.push(Datum::Error(SEVERAL_ROWS)),
                 }
                 return;
             }

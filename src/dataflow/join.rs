@@ -1,12 +1,13 @@
 //! Joins over arrangements.
 //!
-//! Inner: `join_core`. Left: the inner pairs that pass the residual, plus the left rows that no right row matches,
-//! padded with NULLs. A NULL key matches nothing (`=` is strict), so such rows never enter an arrangement; in a left
-//! join they are padded directly.
+//! Inner: `join_core`. Outer: the inner pairs that pass the residual, plus the rows of the kept sides that no other row
+//! matches, padded with NULLs. Semi and Anti: the left rows that have, or have not, a match. A NULL key matches nothing
+//! (`=` is strict) unless the key says so, so such rows never enter an arrangement; where their side is kept they are put
+//! out directly.
 
 use differential_dataflow::operators::arrange::Arranged;
 
-use super::arrangement::{KeyColumns, RowArrangement, SetTrace, join_key};
+use super::arrangement::{JoinColumns, RowArrangement, SetTrace, join_key};
 use super::keyed::Rows;
 use super::native::Native;
 use crate::plan::Expr;
@@ -31,31 +32,50 @@ pub(super) fn inner<'s>(left: RowArrangement<'s>, right: RowArrangement<'s>) -> 
     join_arranged!(left, right, |_key: &Row, l: &Row, r: &Row| Some(l.concat(r)))
 }
 
-/// The left join of `left_rows` (all left rows) and their arrangement with the right side.
-///
-/// `right_width`: number of NULLs to pad with. Returns the joined rows and the rows of failed residuals.
-pub(super) fn left<'s>(
-    left_rows: Rows<'s>,
+/// The rows of `left` whose key is among `keys`, each as often as it is there.
+pub(super) fn with_keys<'s>(left: RowArrangement<'s>, keys: Rows<'s>) -> Rows<'s> {
+    let keys: Arranged<'s, SetTrace> = keys.distinct_core::<i64>().arrange_by_self();
+    match left {
+        RowArrangement::Local(l) => l.join_core(keys, |_key, row: &Row, &()| Some(row.clone())),
+        RowArrangement::Imported(l) => l.join_core(keys, |_key, row: &Row, &()| Some(row.clone())),
+    }
+}
+
+/// The pairs with equal keys that pass the residual, and the rows of failed residuals.
+pub(super) fn pairs<'s>(
     left: RowArrangement<'s>,
-    left_keys: KeyColumns,
     right: RowArrangement<'s>,
-    right_width: usize,
     residual: Option<Expr>,
-) -> (Rows<'s>, Option<Rows<'s>>) {
+) -> (Pairs<'s>, Option<Rows<'s>>) {
     let pairs: Pairs<'s> =
         join_arranged!(left, right, |_key: &Row, l: &Row, r: &Row| Some((l.clone(), r.clone())));
-    let (pairs, errors) = match residual {
+    match residual {
         None => (pairs, None),
         Some(predicate) => filter_pairs(pairs, predicate),
-    };
-    let joined = pairs.clone().map(|(l, r)| l.concat(&r));
-    // Each left image that found a partner, once; a semijoin then takes the left rows away with their multiplicity.
-    let matched: Arranged<'s, SetTrace> = pairs.map(|(l, _)| l).distinct_core::<i64>().arrange_by_self();
-    let candidates = left_rows.clone().filter(move |row| matches!(join_key(row, &left_keys), Some(Ok(_))));
-    let partnered = candidates.arrange_by_self().join_core(matched, |row, &(), &()| Some(row.clone()));
-    let pad = move |row: Row| pad(&row, right_width);
-    let unmatched = left_rows.concat(partnered.negate()).map(pad);
-    (joined.concat(unmatched), errors)
+    }
+}
+
+/// The rows of one side that occur in `matched` (an image there stands for all rows that look so), with their
+/// multiplicity. Each image that found a partner counts once; a semijoin then takes the rows.
+pub(super) fn partnered<'s>(rows: Rows<'s>, keys: JoinColumns, matched: Rows<'s>) -> Rows<'s> {
+    let matched: Arranged<'s, SetTrace> = matched.distinct_core::<i64>().arrange_by_self();
+    let candidates = rows.filter(move |row| matches!(join_key(row, &keys), Some(Ok(_))));
+    candidates.arrange_by_self().join_core(matched, |row, &(), &()| Some(row.clone()))
+}
+
+/// `row` with NULLs behind it, or before it.
+pub(super) fn pad(row: &Row, width: usize, before: bool) -> Row {
+    let mut padded = RowBuilder::default();
+    if !before {
+        padded.extend(row);
+    }
+    for _ in 0..width {
+        padded.push(Datum::Null);
+    }
+    if before {
+        padded.extend(row);
+    }
+    padded.finish()
 }
 
 fn filter_pairs<'s>(pairs: Pairs<'s>, predicate: Expr) -> (Pairs<'s>, Option<Rows<'s>>) {
@@ -71,13 +91,4 @@ fn filter_pairs<'s>(pairs: Pairs<'s>, predicate: Expr) -> (Pairs<'s>, Option<Row
     });
     let passed = pairs.filter(move |(l, r)| matches!(native.predicate(&test, &l.concat(r)), Ok(true)));
     (passed, errors)
-}
-
-fn pad(row: &Row, width: usize) -> Row {
-    let mut padded = RowBuilder::default();
-    padded.extend(row);
-    for _ in 0..width {
-        padded.push(Datum::Null);
-    }
-    padded.finish()
 }

@@ -16,6 +16,7 @@
 
 mod aggregate;
 mod arrangement;
+mod collect;
 mod evaluate;
 mod group;
 mod join;
@@ -24,10 +25,12 @@ mod native;
 mod protocol;
 mod render;
 mod runtime;
+mod setop;
 mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
+mod topk;
 mod worker;
 
 pub use evaluate::{EvaluationReply, EvaluationRequest};

@@ -88,6 +88,9 @@ pub struct DataflowStats {
     pub source_rows: u64,
     /// Packed bytes of the held rows plus their table slots.
     pub source_bytes: u64,
+    /// Rows, and their packed bytes, in groups that PostgreSQL computes and in partitions of which the first are shown.
+    pub group_rows: u64,
+    pub group_bytes: u64,
 }
 
 /// Everything that epoch `epoch` changed.

@@ -3,23 +3,27 @@
 //! Each operator becomes a collection of rows and a list of collections of failures: rows of one error datum, put out
 //! by filters and joins that could not decide (hazard B1). Errors inside a row travel with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use differential_dataflow::input::InputSession;
 use timely::dataflow::Scope;
 
 use super::aggregate;
 use super::arrangement::{
-    ArrangementKey, Button, KeyColumns, RowArrangement, SetTrace, SharedArrangements, arrange, join_key,
+    ArrangementKey, Button, JoinColumns, RowArrangement, SetTrace, SharedArrangements, arrange, join_key,
     positions,
 };
-use super::evaluate::{RequestSender, evaluate};
+use super::collect;
+use super::evaluate::{RequestSender, Work, evaluate};
 use super::join;
 use super::keyed::Rows;
 use super::native::Native;
 use super::protocol::{Bindings, Epoch, InstanceId};
+use super::setop::set_operation;
+use super::topk::{self, Window};
 use crate::error::{Error, Result};
-use crate::plan::{JoinKey, JoinKind, Rel, ViewId};
+use crate::plan::{Expr, GroupForm, JoinKey, JoinKind, Rel, ViewId, width};
 use crate::row::{Datum, Row};
 
 /// A rendered operator.
@@ -56,18 +60,41 @@ pub(super) struct Context<'a, 's> {
     pub buttons: Vec<Button>,
     /// Rows of constants, to be inserted once by worker 0.
     pub constants: Vec<(InputSession<Epoch, Row, i64>, Vec<Row>)>,
+    pub memo: Memo<'s>,
+}
+
+/// Subtrees that the plan mentions several times are rendered once, and arranged once by each key.
+pub(super) struct Memo<'s> {
+    repeated: HashSet<Rel>,
+    rows: HashMap<Rel, (Rows<'s>, bool)>,
+    arranged: HashMap<(Rel, JoinColumns), RowArrangement<'s>>,
+}
+
+impl Memo<'_> {
+    pub fn of(rel: &Rel) -> Self {
+        let mut seen: HashMap<&Rel, bool> = HashMap::new();
+        rel.walk(&mut |r| {
+            seen.entry(r).and_modify(|again| *again = true).or_insert(false);
+        });
+        // A source has one input anyway.
+        let worth = |r: &Rel| !matches!(r, Rel::Source { .. });
+        let repeated = seen.into_iter().filter(|(r, again)| *again && worth(r)).map(|(r, _)| r.clone());
+        Memo { repeated: repeated.collect(), rows: HashMap::new(), arranged: HashMap::new() }
+    }
 }
 
 /// The keys of shared arrangements that a plan joins on.
 pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<ArrangementKey>) {
     match rel {
-        Rel::Join { kind, left, right, on, .. } => {
+        Rel::Join { kind, left, right, on, residual } => {
             let (l, r) = key_columns(on);
-            // The left side of a left join is also needed as a plain collection: it arranges its own.
-            if *kind == JoinKind::Inner {
+            // A side whose unmatched rows are kept is also needed as a plain collection: it arranges its own.
+            if matches!(kind, JoinKind::Inner | JoinKind::Semi) {
                 out.extend(ArrangementKey::of(left, &l, bindings));
             }
-            out.extend(ArrangementKey::of(right, &r, bindings));
+            if *kind != JoinKind::Full && !only_keys(*kind, residual.as_ref()) {
+                out.extend(ArrangementKey::of(right, &r, bindings));
+            }
             shared_keys(left, bindings, out);
             shared_keys(right, bindings, out);
         }
@@ -75,32 +102,43 @@ pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<Arrangem
         | Rel::Project { input, .. }
         | Rel::Evaluate { input, .. }
         | Rel::Aggregate { input, .. }
+        | Rel::Group { input, .. }
+        | Rel::TopK { input, .. }
         | Rel::Distinct { input, .. } => shared_keys(input, bindings, out),
-        Rel::UnionAll { inputs } => inputs.iter().for_each(|i| shared_keys(i, bindings, out)),
+        Rel::SetOp { left, right, .. } => {
+            shared_keys(left, bindings, out);
+            shared_keys(right, bindings, out);
+        }
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+            inputs.iter().for_each(|i| shared_keys(i, bindings, out));
+        }
         Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
     }
 }
 
-fn key_columns(on: &[JoinKey]) -> (KeyColumns, KeyColumns) {
-    (on.iter().map(|k| (k.left, k.form)).collect(), on.iter().map(|k| (k.right, k.form)).collect())
+/// Of the right side of such a join only the keys are needed.
+fn only_keys(kind: JoinKind, residual: Option<&Expr>) -> bool {
+    kind.is_left_only() && residual.is_none()
 }
 
-/// Number of columns that an operator puts out.
-fn width(rel: &Rel) -> usize {
-    match rel {
-        Rel::Source { attributes, .. } => attributes.len(),
-        Rel::StreamTable { columns, .. } => columns.len(),
-        Rel::Constant { rows } => rows.first().map_or(0, |r| r.iter().count()),
-        Rel::Filter { input, .. } | Rel::Distinct { input, .. } => width(input),
-        Rel::Project { exprs, .. } => exprs.len(),
-        Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
-        Rel::Join { left, right, .. } => width(left) + width(right),
-        Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
-        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
-    }
+fn key_columns(on: &[JoinKey]) -> (JoinColumns, JoinColumns) {
+    let left = on.iter().map(|k| (k.left, k.form, k.nulls_match)).collect();
+    (left, on.iter().map(|k| (k.right, k.form, k.nulls_match)).collect())
 }
 
 pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>> {
+    if let Some((rows, sound)) = context.memo.rows.get(rel) {
+        // Its failures are told where it was rendered.
+        return Ok(Rendered { rows: rows.clone(), failures: Vec::new(), sound: *sound });
+    }
+    let rendered = operator(context, rel)?;
+    if context.memo.repeated.contains(rel) {
+        context.memo.rows.insert(rel.clone(), (rendered.rows.clone(), rendered.sound));
+    }
+    Ok(rendered)
+}
+
+fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>> {
     Ok(match rel {
         Rel::Source { source, attributes } => {
             let binding =
@@ -143,7 +181,28 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
         Rel::Evaluate { input, batch } => {
             let requests = context.requests.clone();
             let view = context.view;
-            render(context, input)?.map(false, |rows| evaluate(rows, view, batch.clone(), requests))
+            let work = Work::Row(Arc::new(batch.clone()));
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+        }
+        Rel::Group { input, batch, .. } if batch.form == GroupForm::Sets => {
+            let (requests, view) = (context.requests.clone(), context.view);
+            let work = Work::Set(Arc::new(batch.clone()));
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+        }
+        Rel::Group { input, keys, batch } => {
+            let (requests, view, first) = (context.requests.clone(), context.view, context.now);
+            let owner = owns_empty_key(context.scope);
+            let (keys, batch) = (keys.clone(), batch.clone());
+            render(context, input)?
+                .map(false, |rows| collect::group(rows, view, keys, batch, requests, first, owner))
+        }
+        Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+            let window = Window { offset: *offset, limit: *limit, with_ties: *with_ties };
+            let (partition, order, first) = (partition.clone(), order.clone(), context.now);
+            let held = context.requests.held.clone();
+            let input = render(context, input)?;
+            let sound = input.sound;
+            input.map(sound, |rows| topk::top(rows, partition, order, window, first, held))
         }
         Rel::Join { kind, left, right, on, residual } => {
             render_join(context, *kind, left, right, on, residual.clone())?
@@ -159,9 +218,22 @@ pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Ren
             let (keys, first) = (keys.clone(), context.now);
             render(context, input)?.map(true, |rows| aggregate::distinct(rows, keys, first))
         }
-        Rel::UnionAll { inputs } => {
+        Rel::SetOp { kind, all, left, right, keys } => {
+            let (l, r) = (render(context, left)?, render(context, right)?);
+            let (left, right) = (l.rows.clone(), r.rows.clone());
+            let rows = set_operation(left, right, *kind, *all, keys.clone(), context.now);
+            let mut failures: Vec<_> = l.failures.into_iter().chain(r.failures).collect();
+            let all: JoinColumns = keys.iter().enumerate().map(|(c, form)| (c, *form, true)).collect();
+            for (side, _) in [(l.rows, l.sound), (r.rows, r.sound)].into_iter().filter(|s| !s.1) {
+                failures.push(key_failures(side, all.clone()));
+            }
+            Rendered { rows, failures, sound: true }
+        }
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
             let mut all = inputs.iter().map(|i| render(context, i)).collect::<Result<Vec<_>>>()?.into_iter();
-            let Some(first) = all.next() else { return Err(Error::internal("a union of nothing")) };
+            let Some(first) = all.next() else {
+                return render(context, &Rel::Constant { rows: Vec::new() });
+            };
             all.fold(first, |sum, next| Rendered {
                 rows: sum.rows.concat(next.rows),
                 failures: sum.failures.into_iter().chain(next.failures).collect(),
@@ -176,7 +248,7 @@ fn owns_empty_key(scope: Scope<'_, Epoch>) -> bool {
     super::keyed::route(&Row::empty()) % scope.peers() as u64 == scope.index() as u64
 }
 
-fn filter<'s>(input: Rendered<'s>, predicate: crate::plan::Expr) -> Rendered<'s> {
+fn filter<'s>(input: Rendered<'s>, predicate: Expr) -> Rendered<'s> {
     let Rendered { rows, mut failures, sound } = input;
     // Also a predicate that can't fail itself may meet an error that an earlier projection left in the row.
     if !(sound && predicate.is_infallible()) {
@@ -196,40 +268,107 @@ fn render_join<'s>(
     left: &Rel,
     right: &Rel,
     on: &[JoinKey],
-    residual: Option<crate::plan::Expr>,
+    residual: Option<Expr>,
 ) -> Result<Rendered<'s>> {
     let (left_keys, right_keys) = key_columns(on);
     let mut failures = Vec::new();
-    match kind {
-        JoinKind::Inner => {
-            let (l, left_sound) = side(context, left, &left_keys, &mut failures)?;
-            let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
-            let joined = Rendered { rows: join::inner(l, r), failures, sound: left_sound && right_sound };
-            Ok(match residual {
-                None => joined,
-                Some(predicate) => filter(joined, predicate),
-            })
-        }
-        JoinKind::Left => {
-            let l = render(context, left)?;
-            failures.extend(l.failures);
-            let arranged = arrange(l.rows.clone(), left_keys.clone());
-            if !l.sound {
-                failures.push(key_failures(l.rows.clone(), left_keys.clone()));
-            }
-            let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
-            let (rows, errors) = join::left(l.rows, arranged, left_keys, r, width(right), residual);
-            failures.extend(errors);
-            Ok(Rendered { rows, failures, sound: l.sound && right_sound })
-        }
+    if kind == JoinKind::Inner {
+        let (l, left_sound) = side(context, left, &left_keys, &mut failures)?;
+        let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
+        let joined = Rendered { rows: join::inner(l, r), failures, sound: left_sound && right_sound };
+        return Ok(match residual {
+            None => joined,
+            Some(predicate) => filter(joined, predicate),
+        });
     }
+    if only_keys(kind, residual.as_ref()) {
+        let r = render(context, right)?;
+        failures.extend(r.failures);
+        if !r.sound {
+            failures.push(key_failures(r.rows.clone(), right_keys.clone()));
+        }
+        let keys = r.rows.flat_map(move |row| join_key(&row, &right_keys)?.ok());
+        if kind == JoinKind::Semi {
+            let (l, sound) = side(context, left, &left_keys, &mut failures)?;
+            return Ok(Rendered { rows: join::with_keys(l, keys), failures, sound });
+        }
+        let (l, arranged) = kept(context, left, &left_keys, &mut failures)?;
+        let rows = l.rows.concat(join::with_keys(arranged, keys).negate());
+        return Ok(Rendered { rows, failures, sound: l.sound });
+    }
+    let (left_width, right_width) = (width(left), width(right));
+    let (l, arranged) = kept(context, left, &left_keys, &mut failures)?;
+    let (r, right_sound, right_rows) = if kind == JoinKind::Full {
+        let (r, arranged) = kept(context, right, &right_keys, &mut failures)?;
+        (arranged, r.sound, Some(r.rows))
+    } else {
+        let (arranged, sound) = side(context, right, &right_keys, &mut failures)?;
+        (arranged, sound, None)
+    };
+    let (pairs, errors) = join::pairs(arranged, r, residual);
+    failures.extend(errors);
+    let partnered = join::partnered(l.rows.clone(), left_keys, pairs.clone().map(|(l, _)| l));
+    let sound = l.sound && (right_sound || kind.is_left_only());
+    let rows = match kind {
+        JoinKind::Semi => partnered,
+        JoinKind::Anti => l.rows.concat(partnered.negate()),
+        _ => {
+            let unmatched = l.rows.concat(partnered.negate());
+            let unmatched = unmatched.map(move |row| join::pad(&row, right_width, false));
+            let rows = pairs.clone().map(|(l, r)| l.concat(&r)).concat(unmatched);
+            match right_rows {
+                None => rows,
+                Some(all) => {
+                    let partnered = join::partnered(all.clone(), right_keys, pairs.map(|(_, r)| r));
+                    let unmatched = all.concat(partnered.negate());
+                    rows.concat(unmatched.map(move |row| join::pad(&row, left_width, true)))
+                }
+            }
+        }
+    };
+    Ok(Rendered { rows, failures, sound })
+}
+
+/// A side whose rows are needed as they are, too.
+fn kept<'s>(
+    context: &mut Context<'_, 's>,
+    rel: &Rel,
+    keys: &JoinColumns,
+    failures: &mut Vec<Rows<'s>>,
+) -> Result<(Rendered<'s>, RowArrangement<'s>)> {
+    let mut rendered = render(context, rel)?;
+    failures.append(&mut rendered.failures);
+    let arranged = arranged(context, rel, &rendered, keys, failures);
+    Ok((rendered, arranged))
+}
+
+/// The rendered rows by key, arranged once for all that want them so.
+fn arranged<'s>(
+    context: &mut Context<'_, 's>,
+    rel: &Rel,
+    rendered: &Rendered<'s>,
+    keys: &JoinColumns,
+    failures: &mut Vec<Rows<'s>>,
+) -> RowArrangement<'s> {
+    let repeated = context.memo.repeated.contains(rel).then(|| (rel.clone(), keys.clone()));
+    if let Some(known) = repeated.as_ref().and_then(|key| context.memo.arranged.get(key)) {
+        return known.clone();
+    }
+    if !rendered.sound {
+        failures.push(key_failures(rendered.rows.clone(), keys.clone()));
+    }
+    let arranged = arrange(rendered.rows.clone(), keys.clone());
+    if let Some(key) = repeated {
+        context.memo.arranged.insert(key, arranged.clone());
+    }
+    arranged
 }
 
 /// One side of a join by its keys: a shared arrangement where there is one. Also tells whether its rows are sound.
 fn side<'s>(
     context: &mut Context<'_, 's>,
     rel: &Rel,
-    keys: &KeyColumns,
+    keys: &JoinColumns,
     failures: &mut Vec<Rows<'s>>,
 ) -> Result<(RowArrangement<'s>, bool)> {
     let shared =
@@ -239,15 +378,11 @@ fn side<'s>(
         context.buttons.push(button);
         return Ok((arranged, true));
     }
-    let rendered = render(context, rel)?;
-    failures.extend(rendered.failures);
-    if !rendered.sound {
-        failures.push(key_failures(rendered.rows.clone(), keys.clone()));
-    }
-    Ok((arrange(rendered.rows, keys.clone()), rendered.sound))
+    let (rendered, arranged) = kept(context, rel, keys, failures)?;
+    Ok((arranged, rendered.sound))
 }
 
-fn key_failures<'s>(rows: Rows<'s>, keys: KeyColumns) -> Rows<'s> {
+fn key_failures<'s>(rows: Rows<'s>, keys: JoinColumns) -> Rows<'s> {
     rows.flat_map(move |row| match join_key(&row, &keys) {
         Some(Err(error)) => Some(error),
         _ => None,

@@ -6,7 +6,7 @@ use std::thread::Thread;
 use timely::WorkerConfig;
 use timely::communication::{Config as Communication, WorkerGuards};
 
-use super::evaluate::EvaluationRequest;
+use super::evaluate::{EvaluationRequest, RequestSender};
 use super::protocol::{Command, EpochResult};
 use super::worker::{Channels, run};
 use crate::error::{Error, Result};
@@ -34,6 +34,7 @@ impl Dataflow {
         let (commands, command_receiver) = std::sync::mpsc::channel();
         let (result_sender, results) = tokio::sync::mpsc::unbounded_channel();
         let (requests, request_receiver) = tokio::sync::mpsc::unbounded_channel();
+        let requests = RequestSender::new(requests);
         let (thread_sender, thread_receiver) = std::sync::mpsc::channel();
         let channels = Mutex::new(Some(Channels { commands: command_receiver, results: result_sender }));
         let shared = Arc::new((channels, thread_sender));

@@ -22,7 +22,7 @@ fn source(source: u32, attributes: &[i16]) -> Box<Rel> {
 
 /// orders(id, customer, amount), customers(id, region).
 fn views() -> Vec<(i64, Rel)> {
-    let key = |left, right| vec![JoinKey { left, right, form: KeyForm::Image }];
+    let key = |left, right| vec![JoinKey { left, right, form: KeyForm::Image, nulls_match: false }];
     let greater = Expr::Call {
         kernel: Kernel::Compare(Order::Int, Comparison::Gt),
         args: vec![Expr::Column(2), Expr::Literal(ints(&[Some(50)]))],

@@ -282,6 +282,7 @@ impl State {
                     inputs: BTreeMap::new(),
                     buttons: Vec::new(),
                     constants: Vec::new(),
+                    memo: render::Memo::of(&rel),
                 };
                 let rendered = render::render(&mut context, &rel)?;
                 let all = rendered.failures.into_iter().fold(rendered.rows, |sum, next| sum.concat(next));
@@ -405,9 +406,12 @@ impl State {
     }
 
     fn stats(&self) -> DataflowStats {
-        self.sources.values().fold(DataflowStats::default(), |sum, source| DataflowStats {
+        let (group_rows, group_bytes) = self.requests.held.get();
+        let none = DataflowStats { group_rows, group_bytes, ..DataflowStats::default() };
+        self.sources.values().fold(none, |sum, source| DataflowStats {
             source_rows: sum.source_rows + source.row_count(),
             source_bytes: sum.source_bytes + source.byte_count(),
+            ..sum
         })
     }
 }

@@ -4,21 +4,26 @@
 //! do not suffer. Expressions made of built-in functions, operators and types are sent as they are; all others run inside
 //! a definer function of the stream table's owner, so users' code never has our rights (D7).
 
+mod groups;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_postgres::{Client, Statement};
 
-use crate::analyzer::verify::evaluation_sql;
+use crate::analyzer::verify::work_sql;
 use crate::dataflow::EvaluationRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{RemoteBatch, ViewId};
+use crate::plan::{RemoteBatch, RemoteWork, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::record::parse_record;
 use crate::row::{Datum, Row, TypeClass};
 
 /// Rows per statement (measured: more gain nothing).
 const BATCH: usize = 1_000;
+/// Prepared statements kept.
+const STATEMENTS: usize = 1_000;
 
 /// Answers requests until the dataflow ends. An error ends it: without answers no epoch completes, so the pipeline has
 /// to start anew.
@@ -29,24 +34,31 @@ pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationReq
             Some(evaluator) => evaluator,
             None => session.insert(Evaluator::connect(&target).await?),
         };
-        let mut results = Vec::with_capacity(request.rows.len());
-        for rows in request.rows.chunks(BATCH) {
-            results.extend(evaluator.evaluate(request.view, &request.batch, rows).await?);
+        match request {
+            EvaluationRequest::Rows { view, batch, rows, reply } => {
+                let mut results = Vec::with_capacity(rows.len());
+                for rows in rows.chunks(BATCH) {
+                    results.extend(evaluator.evaluate(view, &batch, rows).await?);
+                }
+                reply.send(results);
+            }
+            EvaluationRequest::Groups { view, batch, groups, reply } => {
+                reply.send(evaluator.groups(view, &batch, &groups).await?);
+            }
         }
-        request.reply.send(results);
     }
     Ok(())
 }
 
-/// The statement that evaluates a batch: the expressions themselves, or the call of the owner's function. The condition
-/// names no column, so the server decides it before it calls anything: a function that was exchanged is not run, its
-/// rows stay away, and the pipeline starts anew and looks at the stream table again. Values become text here, under the
-/// settings of this session: the function may run in another time zone.
-fn call(view: ViewId, batch: &RemoteBatch) -> String {
-    let Some(number) = batch.owner_function else {
-        return format!("select q.o, (q.r)::pg_catalog.text from ({}) q", evaluation_sql(batch));
+/// The statement of some work: the expressions themselves, or the call of the owner's function. The condition names no
+/// column, so the server decides it before it calls anything: a function that was exchanged is not run, its rows stay
+/// away, and the pipeline starts anew and looks at the stream table again. Values become text here, under the settings of
+/// this session: the function may run in another time zone.
+fn call(view: ViewId, work: RemoteWork<'_>) -> String {
+    let Some(number) = work.owner_function() else {
+        return format!("select q.o, (q.r)::pg_catalog.text from ({}) q", work_sql(work));
     };
-    let arguments: Vec<String> = (1..=batch.inputs.len().max(1)).map(|i| format!("${i}::text[]")).collect();
+    let arguments: Vec<String> = (1..=work.parameters()).map(|i| format!("${i}::text[]")).collect();
     let name = format!("pgtrickle_queries.evaluate_{view}_{number}");
     let types = vec!["pg_catalog.text[]"; arguments.len()].join(", ");
     format!(
@@ -61,21 +73,25 @@ fn call(view: ViewId, batch: &RemoteBatch) -> String {
 
 struct Evaluator {
     client: Client,
-    statements: Vec<(ViewId, Arc<RemoteBatch>, Statement)>,
+    statements: HashMap<String, Statement>,
 }
 
 impl Evaluator {
     async fn connect(target: &Target) -> Result<Evaluator> {
-        Ok(Evaluator { client: target.connect(Purpose::Evaluate).await?, statements: Vec::new() })
+        Ok(Evaluator { client: target.connect(Purpose::Evaluate).await?, statements: HashMap::new() })
     }
 
-    async fn statement(&mut self, view: ViewId, batch: &Arc<RemoteBatch>) -> Result<Statement> {
-        let known = |s: &&(ViewId, Arc<RemoteBatch>, Statement)| s.0 == view && s.1 == *batch;
-        if let Some((_, _, statement)) = self.statements.iter().find(known) {
+    async fn statement(&mut self, view: ViewId, work: RemoteWork<'_>) -> Result<Statement> {
+        let sql = call(view, work);
+        if let Some(statement) = self.statements.get(&sql) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(&call(view, batch)).await.map_err(error)?;
-        self.statements.push((view, batch.clone(), statement.clone()));
+        if self.statements.len() >= STATEMENTS {
+            // Dropping a statement closes it on the server.
+            self.statements.clear();
+        }
+        let statement = self.client.prepare(&sql).await.map_err(error)?;
+        self.statements.insert(sql, statement.clone());
         Ok(statement)
     }
 
@@ -99,7 +115,7 @@ impl Evaluator {
         batch: &Arc<RemoteBatch>,
         rows: &[Row],
     ) -> Result<Vec<Row>> {
-        let statement = self.statement(view, batch).await?;
+        let statement = self.statement(view, RemoteWork::Rows(batch)).await?;
         let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         let mut results: Vec<Option<Row>> = vec![None; rows.len()];
         let mut open = Vec::new();
@@ -140,17 +156,20 @@ impl Evaluator {
     ) -> Result<Vec<(i64, String)>> {
         let width = batch.inputs.len().max(1);
         let mut columns: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(rows.len()); width];
-        for row in rows {
-            let mut datums = row.iter();
-            for column in &mut columns {
-                let mut text = Vec::new();
-                let present = datums.next().is_some_and(|d| d.write_text(&mut text));
-                column.push(present.then(|| String::from_utf8_lossy(&text).into_owned()));
-            }
-        }
+        rows.iter().for_each(|row| push_texts(row, &mut columns));
         let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             columns.iter().map(|c| c as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
         let answers = self.client.query(statement, &parameters).await.map_err(error)?;
         Ok(answers.iter().map(|r| (r.get(0), r.get(1))).collect())
+    }
+}
+
+/// Appends the texts of a row's first columns, one per column.
+fn push_texts(row: &Row, columns: &mut [Vec<Option<String>>]) {
+    let mut datums = row.iter();
+    for column in columns {
+        let mut text = Vec::new();
+        let present = datums.next().is_some_and(|d| d.write_text(&mut text));
+        column.push(present.then(|| String::from_utf8_lossy(&text).into_owned()));
     }
 }

@@ -6,7 +6,10 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use super::expr::{BooleanTest, Comparison, Expr, IntWidth, Kernel};
-use super::{Aggregate, AggregateFunction, JoinKind, Plan, Rel, SourceId, ViewId};
+use super::{
+    Aggregate, AggregateFunction, GroupForm, JoinKind, Plan, Rel, RemoteExpr, RemoteInput, SetOpKind,
+    SortKey, SourceId, ViewId,
+};
 use crate::row::{Datum, Row};
 
 /// Names of what a plan refers to by number.
@@ -62,15 +65,29 @@ fn nested(head: String, inputs: Vec<Text>, labels: Vec<String>) -> Text {
 }
 
 impl Explainer<'_> {
+    /// Expressions of PostgreSQL, with a label each.
+    fn computed(&mut self, exprs: &[RemoteExpr], labels: &mut Vec<String>) -> Vec<String> {
+        let mut parts = Vec::new();
+        for remote in exprs {
+            self.computed += 1;
+            labels.push(format!("pg{}", self.computed));
+            let owner =
+                if remote.builtin_only { "" } else { " (as the owner, under the settings of the creation)" };
+            parts.push(format!("pg{} = {}{owner}", self.computed, remote.sql));
+        }
+        parts
+    }
+
+    fn source(&self, source: SourceId, attributes: &[i16]) -> Text {
+        let known = self.names.sources.get(&source);
+        let name = known.map_or_else(|| format!("relation {source}"), |(n, _)| n.clone());
+        let column = |a: &i16| known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"));
+        leaf("Source", &name, attributes.iter().map(column).collect())
+    }
+
     fn rel(&mut self, rel: &Rel) -> Text {
         match rel {
-            Rel::Source { source, attributes } => {
-                let known = self.names.sources.get(source);
-                let name = known.map_or_else(|| format!("relation {source}"), |(n, _)| n.clone());
-                let column =
-                    |a: &i16| known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"));
-                leaf("Source", &name, attributes.iter().map(column).collect())
-            }
+            Rel::Source { source, attributes } => self.source(*source, attributes),
             Rel::StreamTable { view, columns } => {
                 let known = self.names.views.get(view);
                 let name = known.map_or_else(|| format!("stream table {view}"), |(n, _)| n.clone());
@@ -100,36 +117,32 @@ impl Explainer<'_> {
             Rel::Evaluate { input, batch } => {
                 let input = self.rel(input);
                 let mut labels = input.labels.clone();
-                let mut parts = Vec::new();
-                for remote in &batch.exprs {
-                    self.computed += 1;
-                    labels.push(format!("pg{}", self.computed));
-                    let owner = if remote.builtin_only {
-                        ""
-                    } else {
-                        " (as the owner, under the settings of the creation)"
-                    };
-                    parts.push(format!("pg{} = {}{owner}", self.computed, remote.sql));
-                }
-                let inputs: Vec<String> = (batch.inputs.iter().enumerate())
-                    .map(|(i, r)| format!("c{} = {}", i + 1, label(&input.labels, r.column)))
-                    .collect();
-                let over =
-                    if inputs.is_empty() { String::new() } else { format!(" over {}", inputs.join(", ")) };
+                let parts = self.computed(&batch.exprs, &mut labels);
+                let over = over(&batch.inputs, &input.labels);
                 nested(format!("Evaluate {}{over}", parts.join(", ")), vec![input], labels)
             }
             Rel::Join { kind, left, right, on, residual } => {
                 let (left, right) = (self.rel(left), self.rel(right));
-                let labels: Vec<String> = left.labels.iter().chain(&right.labels).cloned().collect();
+                let mut labels: Vec<String> = left.labels.iter().chain(&right.labels).cloned().collect();
+                let equal = |nulls_match| if nulls_match { "IS NOT DISTINCT FROM" } else { "=" };
                 let mut conditions: Vec<String> = (on.iter())
-                    .map(|k| format!("{} = {}", label(&left.labels, k.left), label(&right.labels, k.right)))
+                    .map(|k| {
+                        let (l, r) = (label(&left.labels, k.left), label(&right.labels, k.right));
+                        format!("{l} {} {r}", equal(k.nulls_match))
+                    })
                     .collect();
                 conditions.extend(residual.iter().map(|r| format!("if {}", expr(r, &labels, false))));
                 let kind = match kind {
                     JoinKind::Inner if on.is_empty() => "CrossJoin",
                     JoinKind::Inner => "Join",
                     JoinKind::Left => "LeftJoin",
+                    JoinKind::Full => "FullJoin",
+                    JoinKind::Semi => "SemiJoin",
+                    JoinKind::Anti => "AntiJoin",
                 };
+                if matches!(kind, "SemiJoin" | "AntiJoin") {
+                    labels.truncate(left.labels.len());
+                }
                 let head = format!("{kind} {}", conditions.join(", "));
                 nested(head.trim_end().to_owned(), vec![left, right], labels)
             }
@@ -146,13 +159,84 @@ impl Explainer<'_> {
                 let labels = input.labels.clone();
                 nested("Distinct".to_owned(), vec![input], labels)
             }
+            Rel::SetOp { kind, all, left, right, .. } => {
+                let (left, right) = (self.rel(left), self.rel(right));
+                let kind = match kind {
+                    SetOpKind::Intersect => "Intersect",
+                    SetOpKind::Except => "Except",
+                };
+                let labels = left.labels.clone();
+                let head = format!("{kind}{}", if *all { "All" } else { "" });
+                nested(head, vec![left, right], labels)
+            }
+            Rel::Group { input, keys, batch } => {
+                let input = self.rel(input);
+                let by: Vec<String> = keys.iter().map(|k| label(&input.labels, k.column)).collect();
+                let mut labels = if batch.form.keeps_rows() { input.labels.clone() } else { by.clone() };
+                let parts = self.computed(&batch.exprs, &mut labels);
+                let name = match batch.form {
+                    GroupForm::Global | GroupForm::Aggregates => "Group",
+                    GroupForm::Windows => "Window",
+                    GroupForm::Sets => "Sets",
+                };
+                let mut head = format!("{name} {}{}", parts.join(", "), batch.tail);
+                if !by.is_empty() {
+                    head += &format!(" by {}", by.join(", "));
+                }
+                head += &over(&batch.inputs, &input.labels);
+                nested(head, vec![input], labels)
+            }
+            Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+                let input = self.rel(input);
+                let mut head = "TopK".to_owned();
+                if let Some(limit) = limit {
+                    head += &format!(" {limit}{}", if *with_ties { " with ties" } else { "" });
+                }
+                if *offset > 0 {
+                    head += &format!(" from {offset}");
+                }
+                let by: Vec<String> = order.iter().map(|k| sort_key(k, &input.labels)).collect();
+                if !by.is_empty() {
+                    head += &format!(" order {}", by.join(", "));
+                }
+                let of: Vec<String> = partition.iter().map(|k| label(&input.labels, k.column)).collect();
+                if !of.is_empty() {
+                    head += &format!(" by {}", of.join(", "));
+                }
+                let labels = input.labels.clone();
+                nested(head, vec![input], labels)
+            }
             Rel::UnionAll { inputs } => {
                 let inputs: Vec<Text> = inputs.iter().map(|i| self.rel(i)).collect();
                 let labels = inputs.first().map(|i| i.labels.clone()).unwrap_or_default();
                 nested("UnionAll".to_owned(), inputs, labels)
             }
+            Rel::Partitioned { root, attributes, leaves } => {
+                let top = self.source(*root, attributes);
+                let head = top.lines.first().map(|l| l.replacen("Source", "Partitioned", 1));
+                let leaves = leaves.iter().map(|i| self.rel(i)).collect();
+                nested(head.unwrap_or_default(), leaves, top.labels)
+            }
         }
     }
+}
+
+/// Which columns the inputs of a batch are.
+fn over(inputs: &[RemoteInput], labels: &[String]) -> String {
+    let inputs: Vec<String> =
+        inputs.iter().enumerate().map(|(i, r)| format!("c{} = {}", i + 1, label(labels, r.column))).collect();
+    if inputs.is_empty() { String::new() } else { format!(" over {}", inputs.join(", ")) }
+}
+
+fn sort_key(key: &SortKey, labels: &[String]) -> String {
+    let direction = if key.descending { " desc" } else { "" };
+    // As the server: NULLs are larger than everything.
+    let nulls = match (key.descending, key.nulls_first) {
+        (false, true) => " nulls first",
+        (true, false) => " nulls last",
+        _ => "",
+    };
+    format!("{}{direction}{nulls}", label(labels, key.column))
 }
 
 fn leaf(kind: &str, name: &str, columns: Vec<String>) -> Text {
@@ -190,6 +274,7 @@ fn aggregate(call: &Aggregate, labels: &[String]) -> String {
         Max(_) => "max",
         BoolAnd => "bool_and",
         BoolOr => "bool_or",
+        Single => "single",
     };
     let argument = call.argument.map_or_else(|| "*".to_owned(), |c| label(labels, c));
     let distinct = if call.distinct.is_some() { "distinct " } else { "" };

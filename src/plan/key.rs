@@ -1,13 +1,14 @@
 //! Proof of keys: sets of output columns that are unique and NOT NULL (D17).
 //!
 //! Invariant: only facts that the sources guarantee now are used: immediate, valid unique indexes over NOT NULL columns
-//! of relations that are neither inherited nor partitioned (hazard A8). Whoever stores a plan keeps those constraints in
+//! of a table's own rows or of a partitioned table; none spans the children that inherit from a table (hazard A8). Whoever stores a plan keeps those constraints in
 //! its fingerprint, for the user may drop them.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::expr::Expr;
-use super::{AggregateFunction, JoinKind, Rel, SourceId, ViewId};
+use super::{Aggregate, AggregateFunction, GroupForm, GroupKey, JoinKind, Rel, SourceId, ViewId};
+use crate::row::key::KeyForm;
 
 /// Keys that a join could make out of its inputs' keys past this number are forgotten.
 const MAX_KEYS: usize = 16;
@@ -23,6 +24,7 @@ pub struct RelationKeys<C> {
 /// Facts by attnum for sources and by output column for stream tables.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFacts {
+    /// Of a partitioned table the root: what is unique there is unique across its leaves.
     pub sources: HashMap<SourceId, RelationKeys<i16>>,
     pub views: HashMap<ViewId, RelationKeys<usize>>,
 }
@@ -39,18 +41,25 @@ pub fn derive(rel: &Rel, facts: &KeyFacts) -> Option<Vec<usize>> {
     Some(smallest.into_iter().collect())
 }
 
+/// Which columns of the operator are proven to be never NULL.
+pub fn not_null(rel: &Rel, facts: &KeyFacts) -> Vec<bool> {
+    prove(rel, facts).not_null
+}
+
 /// What holds for the rows of an operator. The columns of `keys` are NOT NULL.
 struct Proven {
     not_null: Vec<bool>,
     /// Minimal sets only; the empty set says that there is at most one row.
     keys: Vec<BTreeSet<usize>>,
+    /// Columns whose images together are unique, NULL being an image: enough for a join by images.
+    images: Vec<BTreeSet<usize>>,
     /// Columns that decide others: a table's key decides its other columns, also where a join repeats its rows.
     dependencies: Vec<(BTreeSet<usize>, BTreeSet<usize>)>,
 }
 
 impl Proven {
     fn new(not_null: Vec<bool>, keys: impl IntoIterator<Item = BTreeSet<usize>>) -> Proven {
-        let mut proven = Proven { not_null, keys: Vec::new(), dependencies: Vec::new() };
+        let mut proven = Proven { not_null, keys: Vec::new(), images: Vec::new(), dependencies: Vec::new() };
         keys.into_iter().for_each(|k| proven.add(k));
         proven
     }
@@ -128,32 +137,63 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             proven.not_null.resize(proven.not_null.len() + batch.exprs.len(), false);
             proven
         }
+        Rel::Join { kind, left, on, .. } if kind.is_left_only() => {
+            let mut proven = prove(left, facts);
+            let strict = on.iter().filter(|k| *kind == JoinKind::Semi && !k.nulls_match);
+            mark(&mut proven.not_null, strict.map(|k| k.left).collect());
+            proven
+        }
         Rel::Join { kind, left, right, on, residual } => {
             let (left, right) = (prove(left, facts), prove(right, facts));
             join(*kind, left, right, on, residual.as_ref())
         }
         Rel::Aggregate { input, group, aggregates } => {
-            let input = prove(input, facts);
-            let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
-            let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();
-            not_null.extend(
-                aggregates
-                    .iter()
-                    .map(|a| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count)),
-            );
-            let mut proven = Proven::new(not_null, []);
-            proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
-            proven.add(proven.reduced((0..columns.len()).collect()));
-            for key in &input.keys {
-                let mapped: Option<BTreeSet<usize>> =
-                    key.iter().map(|k| columns.iter().position(|c| c == k)).collect();
-                mapped.into_iter().for_each(|k| proven.add(k));
+            let counts =
+                |a: &Aggregate| matches!(a.function, AggregateFunction::CountStar | AggregateFunction::Count);
+            grouped(prove(input, facts), group, aggregates.iter().map(counts).collect())
+        }
+        Rel::Group { input, batch, .. } if batch.form.keeps_rows() => {
+            let mut proven = prove(input, facts);
+            proven.not_null.resize(proven.not_null.len() + batch.exprs.len(), false);
+            if batch.form == GroupForm::Sets {
+                // A row may come more than once; its columns still decide what they did.
+                proven.keys.clear();
+            }
+            proven
+        }
+        Rel::Group { input, keys, batch } => {
+            grouped(prove(input, facts), keys, vec![false; batch.exprs.len()])
+        }
+        Rel::TopK { input, partition, offset: _, limit, with_ties, .. } => {
+            let mut proven = prove(input, facts);
+            if *limit == Some(1) && !with_ties {
+                let columns: BTreeSet<usize> = partition.iter().map(|k| k.column).collect();
+                if partition.iter().all(|k| k.form != KeyForm::Exact) {
+                    proven.add(proven.reduced(columns));
+                }
             }
             proven
         }
         Rel::Distinct { input, keys } => {
             let mut proven = prove(input, facts);
-            proven.add(proven.reduced((0..keys.len()).collect()));
+            proven.images.push((0..keys.len()).collect());
+            if !keys.contains(&KeyForm::Exact) {
+                proven.add(proven.reduced((0..keys.len()).collect()));
+            }
+            proven
+        }
+        Rel::SetOp { kind, all, left, right, keys } => {
+            let mut proven = prove(left, facts);
+            if *kind == super::SetOpKind::Intersect {
+                let other = prove(right, facts).not_null;
+                proven.not_null.iter_mut().zip(other).for_each(|(n, o)| *n |= o);
+            }
+            if !all {
+                proven.images.push((0..keys.len()).collect());
+                if !keys.contains(&KeyForm::Exact) {
+                    proven.add(proven.reduced((0..keys.len()).collect()));
+                }
+            }
             proven
         }
         Rel::UnionAll { inputs } => {
@@ -164,7 +204,29 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             }
             Proven::new(not_null, [])
         }
+        Rel::Partitioned { root, attributes, .. } => leaf(facts.sources.get(root), attributes),
     }
+}
+
+/// One row per group; `not_null` is of the aggregates.
+fn grouped(input: Proven, group: &[GroupKey], aggregates: Vec<bool>) -> Proven {
+    let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
+    let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();
+    not_null.extend(aggregates);
+    let mut proven = Proven::new(not_null, []);
+    proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
+    proven.images.push((0..columns.len()).collect());
+    // Grouping by images can tell apart what the type's equality does not.
+    let key = proven.reduced((0..columns.len()).collect());
+    if key.iter().all(|&c| group[c].form != KeyForm::Exact) {
+        proven.add(key);
+    }
+    for key in &input.keys {
+        let mapped: Option<BTreeSet<usize>> =
+            key.iter().map(|k| columns.iter().position(|c| c == k)).collect();
+        mapped.into_iter().for_each(|k| proven.add(k));
+    }
+    proven
 }
 
 fn leaf<C: Copy + Ord>(relation: Option<&RelationKeys<C>>, columns: &[C]) -> Proven {
@@ -195,6 +257,7 @@ fn project(input: Proven, exprs: &[Expr]) -> Proven {
         key.iter().map(|k| exprs.iter().position(|e| *e == Expr::Column(*k))).collect()
     };
     let mut proven = Proven::new(not_null, input.keys.iter().filter_map(place));
+    proven.images = input.images.iter().filter_map(place).collect();
     proven.inherit(&input, |c| exprs.iter().position(|e| *e == Expr::Column(c)));
     proven
 }
@@ -210,18 +273,26 @@ fn join(
     let (left_on, right_on): (BTreeSet<usize>, BTreeSet<usize>) =
         on.iter().map(|k| (k.left, k.right)).unzip();
     // At most one partner: some key of the other side is among its join columns (which are NOT NULL where they match).
-    let one_right = right.keys.iter().any(|k| k.is_subset(&right_on));
-    let one_left = left.keys.iter().any(|k| k.is_subset(&left_on));
+    let by_image = |k: &&super::JoinKey| matches!(k.form, KeyForm::Image | KeyForm::Exact);
+    let (left_images, right_images): (BTreeSet<usize>, BTreeSet<usize>) =
+        on.iter().filter(by_image).map(|k| (k.left, k.right)).unzip();
+    let one = |side: &Proven, on: &BTreeSet<usize>, images: &BTreeSet<usize>| {
+        side.keys.iter().any(|k| k.is_subset(on)) || side.images.iter().any(|k| k.is_subset(images))
+    };
+    let one_right = one(&right, &right_on, &right_images);
+    let one_left = one(&left, &left_on, &left_images);
     let mut not_null = left.not_null.clone();
     match kind {
         JoinKind::Inner => {
             not_null.extend(&right.not_null);
-            let mut present: BTreeSet<usize> = left_on.iter().copied().collect();
-            present.extend(right_on.iter().map(|c| c + width));
+            let strict = || on.iter().filter(|k| !k.nulls_match);
+            let mut present: BTreeSet<usize> = strict().map(|k| k.left).collect();
+            present.extend(strict().map(|k| k.right + width));
             residual.iter().for_each(|r| not_null_if_true(r, &mut present));
             mark(&mut not_null, present);
         }
-        JoinKind::Left => not_null.resize(width + right.not_null.len(), false),
+        JoinKind::Full => not_null = vec![false; width + right.not_null.len()],
+        _ => not_null.resize(width + right.not_null.len(), false),
     }
     let shifted: Vec<BTreeSet<usize>> =
         right.keys.iter().map(|k| k.iter().map(|c| c + width).collect()).collect();
@@ -229,6 +300,9 @@ fn join(
     // An unmatched row has NULL in all columns of the right side, which keeps its dependencies true.
     proven.inherit(&left, Some);
     proven.inherit(&right, |c| Some(c + width));
+    if kind == JoinKind::Full {
+        return proven;
+    }
     if one_right {
         left.keys.iter().for_each(|k| proven.add(k.clone()));
     }

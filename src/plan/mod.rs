@@ -6,6 +6,7 @@
 
 pub mod explain;
 pub mod expr;
+mod group;
 pub mod key;
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
+pub use group::{GroupBatch, GroupForm, SortKey};
 
-/// OID of a captured relation (for a partitioned or inherited table its root).
+/// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
 
 /// Identity of a stream table: `pgt_stream_tables.pgt_id`.
@@ -35,7 +37,7 @@ pub enum Rel {
     Project { input: Box<Rel>, exprs: Vec<Expr> },
     /// The input's columns, then one column per expression that PostgreSQL computes.
     Evaluate { input: Box<Rel>, batch: RemoteBatch },
-    /// The left columns, then the right ones.
+    /// The left columns, then the right ones (Semi and Anti: the left columns only).
     Join { kind: JoinKind, left: Box<Rel>, right: Box<Rel>, on: Vec<JoinKey>, residual: Option<Expr> },
     /// The group columns, then one column per aggregate. Without group columns there is always exactly one row.
     Aggregate { input: Box<Rel>, group: Vec<GroupKey>, aggregates: Vec<Aggregate> },
@@ -43,6 +45,25 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
+    /// smallest first.
+    SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
+    /// Collects the rows of each group and lets PostgreSQL compute what depends on all of them; [`GroupForm`] says
+    /// which columns come out.
+    Group { input: Box<Rel>, keys: Vec<GroupKey>, batch: GroupBatch },
+    /// The input's columns; of each partition the rows past the first `offset`, at most `limit` of them (`None`: all),
+    /// with ties also those equal to the last one by `order`. Rows that are equal by `order` come in the order of their
+    /// images.
+    TopK {
+        input: Box<Rel>,
+        partition: Vec<GroupKey>,
+        order: Vec<SortKey>,
+        offset: u64,
+        limit: Option<u64>,
+        with_ties: bool,
+    },
+    /// The given attributes of a partitioned table: the rows of its leaf partitions, of which there may be none.
+    Partitioned { root: SourceId, attributes: Vec<i16>, leaves: Vec<Rel> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,14 +71,38 @@ pub enum JoinKind {
     Inner,
     /// Left rows without a match (after the residual) appear once per occurrence with NULLs on the right.
     Left,
+    /// As Left, and right rows without a match appear once per occurrence with NULLs on the left.
+    Full,
+    /// Left rows with at least one match.
+    Semi,
+    /// Left rows without a match.
+    Anti,
 }
 
-/// `left column = right column` under one equality; NULL keys never match.
+impl JoinKind {
+    /// Whether only left columns are put out.
+    pub fn is_left_only(self) -> bool {
+        matches!(self, JoinKind::Semi | JoinKind::Anti)
+    }
+}
+
+/// `left column = right column` under one equality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct JoinKey {
     pub left: usize,
     pub right: usize,
     pub form: KeyForm,
+    /// NULL matches NULL (`IS NOT DISTINCT FROM`); else NULL keys match nothing.
+    #[serde(default)]
+    pub nulls_match: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SetOpKind {
+    /// Once if both sides have the row; with ALL as often as the side that has it less often.
+    Intersect,
+    /// Once if only the left side has the row; with ALL as often as the left side has it more often.
+    Except,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,10 +144,12 @@ pub enum AggregateFunction {
     Max(expr::Order),
     BoolAnd,
     BoolOr,
+    /// The value of the only row, NULL included; NULL without rows, error 21000 with several: a scalar subquery.
+    Single,
 }
 
 /// Expressions that PostgreSQL evaluates over batches of changed rows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RemoteBatch {
     /// Input columns that the expressions read, as `x.c1`, `x.c2`, ... in this order.
     pub inputs: Vec<RemoteInput>,
@@ -161,6 +208,31 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
+/// A statement that PostgreSQL runs for an operator of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum RemoteWork<'a> {
+    Rows(&'a RemoteBatch),
+    Groups(&'a GroupBatch),
+}
+
+impl RemoteWork<'_> {
+    /// Number of the owner's function that it runs in, if it calls users' code.
+    pub fn owner_function(&self) -> Option<u32> {
+        match self {
+            RemoteWork::Rows(batch) => batch.owner_function,
+            RemoteWork::Groups(batch) => batch.owner_function,
+        }
+    }
+
+    /// Number of `text[]` parameters of the statement.
+    pub fn parameters(&self) -> usize {
+        match self {
+            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
+            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
+        }
+    }
+}
+
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -170,10 +242,18 @@ pub fn width(rel: &Rel) -> usize {
         Rel::Filter { input, .. } => width(input),
         Rel::Project { exprs, .. } => exprs.len(),
         Rel::Evaluate { input, batch } => width(input) + batch.exprs.len(),
+        Rel::Join { kind, left, .. } if kind.is_left_only() => width(left),
         Rel::Join { left, right, .. } => width(left) + width(right),
+        Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
+            true => width(input) + batch.exprs.len(),
+            false => keys.len() + batch.exprs.len(),
+        },
+        Rel::TopK { input, .. } => width(input),
+        Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
 
@@ -186,31 +266,50 @@ impl Rel {
             | Rel::Project { input, .. }
             | Rel::Evaluate { input, .. }
             | Rel::Aggregate { input, .. }
+            | Rel::Group { input, .. }
+            | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
-            Rel::Join { left, right, .. } => vec![left, right],
-            Rel::UnionAll { inputs } => inputs.iter().collect(),
+            Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
 
-    /// Expressions for PostgreSQL, in the order of a walk.
-    pub fn batches(&self) -> Vec<&RemoteBatch> {
-        let mut batches = Vec::new();
-        self.walk(&mut |rel| {
-            if let Rel::Evaluate { batch, .. } = rel {
-                batches.push(batch);
-            }
+    /// What PostgreSQL computes, in the order of a walk.
+    pub fn remote_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = Vec::new();
+        self.walk(&mut |rel| match rel {
+            Rel::Evaluate { batch, .. } => work.push(RemoteWork::Rows(batch)),
+            Rel::Group { batch, .. } => work.push(RemoteWork::Groups(batch)),
+            _ => {}
         });
-        batches
+        work
     }
 
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
+    /// Equal batches share one, so that equal subtrees stay equal.
     pub fn number_user_batches(&mut self) {
-        fn walk(rel: &mut Rel, next: &mut u32) {
-            if let Rel::Evaluate { batch, .. } = rel
-                && batch.exprs.iter().any(|e| !e.builtin_only)
-            {
-                batch.owner_function = Some(*next);
-                *next += 1;
+        #[derive(PartialEq)]
+        enum Known {
+            Rows(RemoteBatch),
+            Group(GroupBatch),
+        }
+        /// The number of an equal batch met before, or the next one.
+        fn number(batch: Known, known: &mut Vec<Known>) -> Option<u32> {
+            let position = known.iter().position(|k| *k == batch).unwrap_or_else(|| {
+                known.push(batch);
+                known.len() - 1
+            });
+            u32::try_from(position).ok()
+        }
+        fn walk(rel: &mut Rel, next: &mut Vec<Known>) {
+            match rel {
+                Rel::Evaluate { batch, .. } if batch.exprs.iter().any(|e| !e.builtin_only) => {
+                    batch.owner_function = number(Known::Rows(batch.clone()), next);
+                }
+                Rel::Group { batch, .. } if batch.calls_users() => {
+                    batch.owner_function = number(Known::Group(batch.clone()), next);
+                }
+                _ => {}
             }
             match rel {
                 Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
@@ -218,15 +317,19 @@ impl Rel {
                 | Rel::Project { input, .. }
                 | Rel::Evaluate { input, .. }
                 | Rel::Aggregate { input, .. }
+                | Rel::Group { input, .. }
+                | Rel::TopK { input, .. }
                 | Rel::Distinct { input, .. } => walk(input, next),
-                Rel::Join { left, right, .. } => {
+                Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                     walk(left, next);
                     walk(right, next);
                 }
-                Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
+                Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+                    inputs.iter_mut().for_each(|i| walk(i, next));
+                }
             }
         }
-        walk(self, &mut 0);
+        walk(self, &mut Vec::new());
     }
 
     /// Calls `visit` for this operator and all below, from the top.

@@ -20,6 +20,8 @@ pub enum KeyForm {
     Bpchar,
     /// A month is 30 days, a day 24 hours.
     Interval,
+    /// The image is the key although the type's equality is coarser, or unknown.
+    Exact,
 }
 
 impl KeyForm {
@@ -42,7 +44,15 @@ impl KeyForm {
 
     /// Whether equal keys always have equal images.
     pub fn is_image(self) -> bool {
-        self == KeyForm::Image
+        matches!(self, KeyForm::Image | KeyForm::Exact)
+    }
+
+    /// The form that tells images apart.
+    pub fn by_image(ty: &TypeInfo) -> KeyForm {
+        match KeyForm::of(ty) {
+            Some(KeyForm::Image) => KeyForm::Image,
+            _ => KeyForm::Exact,
+        }
     }
 
     /// Appends the canonical form of `datum`. NULL and errors are their own key.

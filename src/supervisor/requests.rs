@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::obstacle::{self, Capturing};
 use crate::analyzer::facts::StreamTable;
-use crate::analyzer::verify::evaluation_sql;
+use crate::analyzer::verify::work_sql;
 use crate::analyzer::{TreeSource, analyze};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
@@ -107,10 +107,10 @@ async fn analysis(
             let key: Option<Vec<String>> = plan.key.as_ref().and_then(|k| k.iter().map(name).collect());
             let evaluations: Vec<Value> = plan
                 .rel
-                .batches()
+                .remote_work()
                 .into_iter()
-                .filter(|b| b.owner_function.is_some())
-                .map(|b| json!({"inputs": b.inputs.len(), "sql": evaluation_sql(b), "result": "record"}))
+                .filter(|w| w.owner_function().is_some())
+                .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w), "result": "record"}))
                 .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
                    "notices": plan.notices, "sources": sources, "evaluations": evaluations})

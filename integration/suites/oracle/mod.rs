@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod boundaries;
 pub mod fixed;
+pub mod nested;
 pub mod noticed;
 pub mod prng;
 pub mod query;

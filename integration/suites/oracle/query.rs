@@ -92,13 +92,13 @@ impl Grammar<'_> {
         }
     }
 
-    fn alias(&mut self) -> String {
+    pub(super) fn alias(&mut self) -> String {
         self.alias += 1;
         format!("r{}", self.alias)
     }
 
     /// A relation, or a subquery in brackets, with its alias.
-    fn item(&mut self, depth: usize) -> (String, Vec<Field>) {
+    pub(super) fn item(&mut self, depth: usize) -> (String, Vec<Field>) {
         let relation = if depth > 0 && self.rng.chance(25) {
             let query = self.query(depth - 1);
             query.relation(&format!("({})", query.text))
@@ -119,6 +119,17 @@ impl Grammar<'_> {
         }
         for _ in 0..*self.rng.pick(&[0, 0, 1, 1, 2]) {
             source.conditions.push(condition(self.rng, &source.scope));
+        }
+        if !source.comma && self.rng.chance(8) {
+            let scope = source.scope.clone();
+            if let Some((item, fields)) = self.lateral(&scope) {
+                let (kind, on) = *self.rng.pick(&[("cross join", ""), ("left join", " on true")]);
+                source.from = format!("{} {kind} {item}{on}", source.from);
+                source.scope.extend(fields);
+            }
+        }
+        if self.rng.chance(20) {
+            source.conditions.extend(self.nested_condition(&source.scope.clone()));
         }
         source
     }
@@ -143,7 +154,7 @@ impl Grammar<'_> {
         let mut both = source.scope.clone();
         both.extend(fields.iter().cloned());
         let unique = source.scope.iter().filter(|f| f.name == right.name).count() == 1;
-        let form = self.rng.below(10);
+        let form = self.rng.below(11);
         match form {
             _ if source.comma || form < 2 => {
                 // Comma join: it binds weaker than JOIN, so it is written in front.
@@ -155,7 +166,14 @@ impl Grammar<'_> {
                 let kind = self.rng.pick(&["join", "left join"]);
                 source.from = format!("{} {kind} {item} using ({})", source.from, left.name);
             }
+            10 => {
+                source.from = format!("{} full join {item} on {}", source.from, on.join(" and "));
+            }
             4..=6 => {
+                if self.rng.chance(20) {
+                    // Both sides, by what only the server computes.
+                    on.push(format!("({}::text || {}::text) <> '11'", left.sql, right.sql));
+                }
                 if self.rng.chance(40) {
                     on.push(residual(self.rng, &both));
                 }
@@ -179,6 +197,9 @@ impl Grammar<'_> {
         let mut list = Vec::new();
         for _ in 0..1 + self.rng.below(5) {
             list.push(scalar(self.rng, &source.scope));
+        }
+        if self.rng.chance(20) {
+            list.extend(self.nested_scalar(&source.scope));
         }
         // Often with what later queries can join by, and sometimes with every column, keys included.
         if self.rng.chance(50) {
@@ -322,7 +343,18 @@ impl Grammar<'_> {
     }
 
     fn union(&mut self, depth: usize) -> Query {
-        let all = self.rng.chance(60);
+        let operator = *self.rng.pick(&[
+            "union all",
+            "union all",
+            "union all",
+            "union",
+            "union",
+            "intersect",
+            "except",
+            "intersect all",
+            "except all",
+        ]);
+        let all = operator == "union all";
         let types: Vec<Ty> = (0..1 + self.rng.below(3))
             .map(|_| *self.rng.pick(&[Ty::Int8, Ty::Text, Ty::Numeric, Ty::Bool, Ty::Date]))
             .collect();
@@ -342,7 +374,7 @@ impl Grammar<'_> {
         Query {
             columns: columns.collect(),
             joins: vec![false; types.len()],
-            text: texts.join(if all { " union all " } else { " union " }),
+            text: texts.join(&format!(" {operator} ")),
         }
     }
 

@@ -5,6 +5,7 @@
 //! is only ever used after [`super::verify`] has seen the server analyse it to the same tree; an unknown node is
 //! `Unsupported`. Place in the data's way: control path; the text runs in the evaluation sessions.
 
+mod calls;
 mod constants;
 mod forms;
 mod names;
@@ -92,6 +93,8 @@ impl Scope<'_> {
                 names::collation(self.facts, node.oid("collOid")?)?
             )),
             "NAMEDARGEXPR" => self.named_argument(node),
+            "AGGREF" if node.field("agglevelsup") == &Value::Int(0) => self.aggregate(node),
+            "WINDOWFUNC" if node.optional_node("over").is_some() => self.window(node),
             tag => Err(unsupported_tag(tag)),
         }
     }

@@ -4,13 +4,15 @@
 //! then refer to its columns. Group expressions are found in them as the server finds them: by equality of the trees.
 
 use crate::analyzer::node::{Node, Value};
+use crate::plan::expr::Expr;
 use crate::plan::{Aggregate, AggregateFunction, GroupKey, Rel};
 use crate::row::key::KeyForm;
+use crate::row::{Datum, Row};
 
 use super::native::collation_rules;
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Frame, Translator, check, kernels, types, unknown_form};
+use super::{Level, Translator, check, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 struct Call {
@@ -24,11 +26,15 @@ impl Translator<'_> {
     /// The grouped stage (HAVING applied) and the select list over it.
     pub(super) fn aggregate(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &Level,
         stage: Stage,
         targets: Vec<Node>,
     ) -> Step<(Stage, Vec<Node>)> {
         let (mut groups, names) = self.group_expressions(frame, &stage)?;
+        // Each row of a query's domain has groups of its own.
+        for node in frame.outer_nodes() {
+            groups.push(stage.place(&node)?);
+        }
         let mut outputs = targets;
         let having = frame.query.optional_node("havingQual");
         if let Some(having) = having {
@@ -54,7 +60,12 @@ impl Translator<'_> {
                 Ok(None)
             })?;
         }
-        let stage = self.grouped(stage, &groups, &names, &calls)?;
+        let per_domain = frame.domain().filter(|_| frame.query.list("groupClause").is_empty());
+        let (stage, marker) = match per_domain {
+            Some(domain) => self.with_empty_groups(stage, domain),
+            None => (stage, None),
+        };
+        let stage = self.grouped(stage, (&groups, &names), &calls, marker)?;
         let replace = |output: &Node| {
             rewrite(output, &mut |n| {
                 let group = groups.iter().position(|g| same(g, n));
@@ -71,7 +82,7 @@ impl Translator<'_> {
     }
 
     /// The expressions of GROUP BY and their names.
-    fn group_expressions(&self, frame: &Frame<'_>, stage: &Stage) -> Step<(Vec<Node>, Vec<String>)> {
+    fn group_expressions(&self, frame: &Level, stage: &Stage) -> Step<(Vec<Node>, Vec<String>)> {
         let targets = frame.query.nodes("targetList")?;
         let (mut groups, mut names): (Vec<Node>, Vec<String>) = Default::default();
         for clause in frame.query.nodes("groupClause")? {
@@ -89,17 +100,26 @@ impl Translator<'_> {
     }
 
     /// `groups` past the names are decided by the others: their image groups as well as their equality would.
-    fn grouped(&mut self, stage: Stage, groups: &[Node], names: &[String], calls: &[Node]) -> Step<Stage> {
+    ///
+    /// `marker`: a boolean column that says which rows the aggregates take in.
+    fn grouped(
+        &mut self,
+        stage: Stage,
+        (groups, names): (&[Node], &[String]),
+        calls: &[Node],
+        marker: Option<usize>,
+    ) -> Step<Stage> {
         let mut columns = Vec::with_capacity(groups.len() + calls.len());
         let mut forms = Vec::with_capacity(groups.len());
         for (i, group) in groups.iter().enumerate() {
             let ty = self.type_of(group)?;
             forms.push(match names.get(i) {
                 Some(name) => self.key_form(&ty, || format!("GROUP BY compares {name}"))?,
-                None => KeyForm::Image,
+                None => KeyForm::by_image(&ty),
             });
             columns.push(ty);
         }
+        let boolean = types::info(self.facts(), BOOL, -1, 0);
         let mut needed: Vec<Node> = groups.to_vec();
         let mut parsed = Vec::with_capacity(calls.len());
         for node in calls {
@@ -111,7 +131,11 @@ impl Translator<'_> {
                     needed.len() - 1
                 })
             };
-            let (argument, filter) = (place(call.argument), place(call.filter));
+            let filter = match marker.map(|m| column_node(m, &boolean)) {
+                Some(marker) => Some(both(marker, call.filter)),
+                None => call.filter,
+            };
+            let (argument, filter) = (place(call.argument), place(filter));
             parsed.push(Aggregate { function: call.function, argument, filter, distinct: call.distinct });
         }
         let (stage, positions) = self.columns_for(stage, &needed)?;
@@ -125,6 +149,27 @@ impl Translator<'_> {
             .collect();
         let group = positions.iter().zip(forms).map(|(&column, form)| GroupKey { column, form }).collect();
         Ok(Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group, aggregates }, columns))
+    }
+
+    /// Without GROUP BY there is a row for each row of the domain, also if it has none here: `stage` with the domain's
+    /// rows, and the column that tells them apart.
+    fn with_empty_groups(&mut self, stage: Stage, domain: &Stage) -> (Stage, Option<usize>) {
+        let width = stage.columns.len();
+        let outer = stage.outer_columns();
+        let literal = |d| Expr::Literal(Row::from_datums([d]));
+        let own = (0..width).map(Expr::Column).chain([literal(Datum::Bool(true))]).collect();
+        let padded = (0..width).map(|c| match outer.iter().position(|o| *o == c) {
+            Some(reference) => Expr::Column(reference),
+            None => literal(Datum::Null),
+        });
+        let padded = padded.chain([literal(Datum::Bool(false))]).collect();
+        let inputs = vec![
+            Rel::Project { input: Box::new(stage.rel), exprs: own },
+            Rel::Project { input: Box::new(domain.rel.clone()), exprs: padded },
+        ];
+        let mut columns = stage.columns;
+        columns.push(types::info(self.facts(), BOOL, -1, 0));
+        (Stage { rel: Rel::UnionAll { inputs }, columns, blocks: stage.blocks }, Some(width))
     }
 
     fn call(&self, node: &Node) -> Step<Call> {
@@ -206,6 +251,18 @@ impl Translator<'_> {
     }
 }
 
+/// `pg_type.oid` of boolean.
+const BOOL: u32 = 16;
+
+/// `marker AND filter`.
+fn both(marker: Node, filter: Option<Node>) -> Node {
+    let Some(filter) = filter else { return marker };
+    let args = [marker, filter].map(|n| Value::Node(Box::new(n)));
+    let fields = [("boolop", Value::Token("and".to_owned())), ("args", Value::List(args.to_vec()))];
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Node { tag: "BOOLEXPR".to_owned(), fields }
+}
+
 /// Aggregates that are told apart by the declared argument type.
 fn arithmetic(name: &str, argument: u32) -> Option<AggregateFunction> {
     const INT8: u32 = 20;
@@ -214,7 +271,6 @@ fn arithmetic(name: &str, argument: u32) -> Option<AggregateFunction> {
     const FLOAT4: u32 = 700;
     const FLOAT8: u32 = 701;
     const NUMERIC: u32 = 1700;
-    const BOOL: u32 = 16;
     Some(match (name, argument) {
         ("sum", INT2 | INT4) => AggregateFunction::SumInt8,
         ("sum", INT8) => AggregateFunction::SumIntNumeric,

@@ -1,4 +1,4 @@
-//! What may not be in an expression at all, native or not: sublinks, functions whose result is not a function of the
+//! What may not be in an expression at all, native or not: functions whose result is not a function of the
 //! row, set-returning functions, domains with constraints.
 
 use crate::analyzer::facts::{Facts, Function};
@@ -11,6 +11,7 @@ use super::types;
 /// Scalar expression nodes whose meaning is covered by the functions, operators and types they name.
 const KNOWN: &[&str] = &[
     "VAR",
+    "SUBPLAN",
     "CONST",
     "FUNCEXPR",
     "OPEXPR",
@@ -52,7 +53,6 @@ pub fn scalar(facts: &Facts, node: &Node) -> Step<()> {
 fn one(facts: &Facts, node: &Node) -> Step<()> {
     let tag = node.tag.as_str();
     match tag {
-        "SUBLINK" => Err(super::refused_sublink()),
         "WINDOWFUNC" => Err(super::refused_window()),
         "AGGREF" | "GROUPINGFUNC" => Err(Refusal::new(
             "unsupported.nested_aggregate",
@@ -63,6 +63,8 @@ fn one(facts: &Facts, node: &Node) -> Step<()> {
             "the query uses the current time, date, user or schema, which changes without any change of a row",
         )),
         "NEXTVALUEEXPR" => Err(volatile("nextval")),
+        // A column of a subquery, in the test of IN, ANY and ALL.
+        "PARAM" if node.field("paramkind").as_int() == Some(2) => Ok(()),
         "PARAM" => Err(Refusal::new("unsupported.parameter", "the query has a parameter")),
         "COERCETODOMAIN" => {
             let name = types::type_name(facts, node.oid("resulttype")?);

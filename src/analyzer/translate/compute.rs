@@ -8,6 +8,7 @@ use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput};
 
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, placed_column, rewrite, same};
+use super::subquery::has_subplan;
 use super::{Translator, check, native};
 
 /// Expressions for PostgreSQL, with the originals that their verification compares.
@@ -27,10 +28,11 @@ impl Translator<'_> {
     /// One expression per placed node, over the columns of the returned stage, which keeps the input's columns (an
     /// Evaluate appends its own).
     pub(super) fn compute(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<Expr>)> {
+        let (stage, nodes) = self.attach(stage, nodes)?;
         let width = stage.columns.len();
         let mut remote: Vec<&Node> = Vec::new();
         let mut exprs = Vec::with_capacity(nodes.len());
-        for node in nodes {
+        for node in &nodes {
             check::scalar(self.facts(), node)?;
             if let Some(expr) = native::compile(self.facts(), node) {
                 exprs.push(expr);
@@ -83,7 +85,9 @@ impl Translator<'_> {
             exprs.push(RemoteExpr { sql, result, builtin_only });
         }
         let batch = RemoteBatch { inputs, exprs, owner_function: None };
-        self.remote.push(Remote { batch: batch.clone(), originals });
+        if !self.remote.iter().any(|r| r.batch == batch && r.originals == originals) {
+            self.remote.push(Remote { batch: batch.clone(), originals });
+        }
         Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
     }
 
@@ -125,6 +129,20 @@ impl Translator<'_> {
             }
         }
         stage.rel = filtered(stage.rel, first);
+        if rest.iter().any(has_subplan) {
+            let base = stage.clone();
+            let mut other = Vec::with_capacity(rest.len());
+            for node in rest {
+                match self.semi(&base, stage, &node)? {
+                    Ok(reduced) => stage = reduced,
+                    Err(same) => {
+                        stage = same;
+                        other.push(node);
+                    }
+                }
+            }
+            rest = other;
+        }
         let (mut stage, rest) = self.compute(stage, &rest)?;
         stage.rel = filtered(stage.rel, rest);
         Ok(stage)

@@ -6,9 +6,11 @@ use crate::analyzer::node::Node;
 use crate::plan::{JoinKind, Rel};
 use crate::row::Row;
 
+use super::lateral::Lateral;
 use super::refusal::{Refusal, Step};
+use super::stage::OUTER;
 use super::stage::Stage;
-use super::{Frame, Translator, check, native, unknown_form};
+use super::{Level, Translator, check, native, unknown_form};
 
 /// A conjunct of WHERE or ON, expanded, and the range table entries that it reads.
 #[derive(Debug, Clone)]
@@ -31,7 +33,7 @@ pub(super) fn entries_of(node: &Node) -> BTreeSet<i64> {
 }
 
 /// The base entries below a FROM item.
-fn entries_below(node: &Node) -> Step<BTreeSet<i64>> {
+pub(super) fn entries_below(node: &Node) -> Step<BTreeSet<i64>> {
     Ok(match node.tag.as_str() {
         "RANGETBLREF" => BTreeSet::from([node.int("rtindex")?]),
         "JOINEXPR" => {
@@ -45,41 +47,71 @@ fn entries_below(node: &Node) -> Step<BTreeSet<i64>> {
 
 impl Translator<'_> {
     /// Splits a condition at its top-level ANDs.
-    pub(super) fn conjuncts(&self, frame: &Frame<'_>, node: &Node, out: &mut Vec<Condition>) -> Step<()> {
+    pub(super) fn conjuncts(&self, frame: &Level, node: &Node, out: &mut Vec<Condition>) -> Step<()> {
         if node.tag == "BOOLEXPR" && node.text("boolop").as_deref() == Some("and") {
             return node.nodes("args")?.iter().try_for_each(|n| self.conjuncts(frame, n, out));
         }
         let node = self.expand(frame, node)?;
         check::scalar(self.facts(), &node)?;
-        let early = native::compile(self.facts(), &node).is_some_and(|e| e.is_infallible());
-        out.push(Condition { entries: entries_of(&node), node, early });
+        out.push(self.condition(node));
         Ok(())
     }
 
-    /// The rows of all items of a FROM list for which all conditions hold.
+    pub(super) fn condition(&self, node: Node) -> Condition {
+        let early = native::compile(self.facts(), &node).is_some_and(|e| e.is_infallible());
+        Condition { entries: entries_of(&node), node, early }
+    }
+
+    /// The rows of all items of a FROM list for which all conditions hold; `outer`: with the domain of the query.
     pub(super) fn rows_of_items(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &Level,
         items: &[&Node],
         mut conditions: Vec<Condition>,
+        outer: bool,
     ) -> Step<Stage> {
         let mut flat = Vec::new();
         for item in items {
             self.flatten(frame, item, &mut flat, &mut conditions)?;
         }
-        if flat.is_empty() {
-            let stage = Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new());
-            return self.filter_all(stage, conditions);
-        }
-        let mut stages = Vec::with_capacity(flat.len());
-        for item in flat {
-            let entries = entries_below(item)?;
+        self.rows_of_flat(frame, flat, conditions, outer)
+    }
+
+    /// As [`Self::rows_of_items`], of items that are no inner joins.
+    pub(super) fn rows_of_flat(
+        &mut self,
+        frame: &Level,
+        items: Vec<&Node>,
+        mut conditions: Vec<Condition>,
+        outer: bool,
+    ) -> Step<Stage> {
+        let (mut parts, mut laterals) = (Vec::with_capacity(items.len()), Vec::new());
+        for item in items {
+            let mut entries = entries_below(item)?;
+            let needs = self.needs(frame, item)?;
+            let lateral = needs.iter().any(|n| *n != OUTER);
+            if !lateral {
+                entries.append(&mut needs.clone());
+            }
             let here = |c: &Condition| c.early && !c.entries.is_empty() && c.entries.is_subset(&entries);
             let (down, rest) = conditions.into_iter().partition(here);
             conditions = rest;
-            stages.push((entries, self.item(frame, item, down)?));
+            if lateral {
+                laterals.push(Lateral { item, needs, conditions: down });
+                continue;
+            }
+            let stage = self.item(frame, item, down, !needs.is_empty())?;
+            parts.push((entries, stage));
         }
-        let stage = self.arrange(stages, &mut conditions)?;
+        if let Some(domain) = frame.domain().filter(|_| outer && !parts.iter().any(|p| p.0.contains(&OUTER)))
+        {
+            parts.push((BTreeSet::from([OUTER]), domain.clone()));
+        }
+        if parts.is_empty() {
+            let stage = Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new());
+            return self.filter_all(stage, conditions);
+        }
+        let stage = self.arrange(frame, parts, laterals, &mut conditions)?;
         self.filter_all(stage, conditions)
     }
 
@@ -88,9 +120,9 @@ impl Translator<'_> {
         self.filter(stage, &placed)
     }
 
-    fn flatten<'n>(
+    pub(super) fn flatten<'n>(
         &self,
-        frame: &Frame<'_>,
+        frame: &Level,
         item: &'n Node,
         items: &mut Vec<&'n Node>,
         conditions: &mut Vec<Condition>,
@@ -107,38 +139,50 @@ impl Translator<'_> {
         }
     }
 
-    /// One item that is no inner join, with the conditions on it (all early) applied.
-    fn item(&mut self, frame: &Frame<'_>, item: &Node, conditions: Vec<Condition>) -> Step<Stage> {
+    /// One item that is no inner join, with the conditions on it (all early) applied; `outer`: it refers to what is
+    /// around the query, so that its rows carry the domain.
+    fn item(&mut self, frame: &Level, item: &Node, conditions: Vec<Condition>, outer: bool) -> Step<Stage> {
         if item.tag == "RANGETBLREF" {
             let stage = self.range_table(frame, item.int("rtindex")?)?;
             return self.filter_all(stage, conditions);
         }
-        let (kept, optional) = match item.int("jointype")? {
-            1 => (item.node("larg")?, item.node("rarg")?),
-            3 => (item.node("rarg")?, item.node("larg")?),
-            2 => {
-                return Err(Refusal::new(
-                    "unsupported.full_join",
-                    "FULL JOIN is not maintained incrementally yet",
-                ));
-            }
+        let (kind, kept, optional) = match item.int("jointype")? {
+            1 => (JoinKind::Left, item.node("larg")?, item.node("rarg")?),
+            3 => (JoinKind::Left, item.node("rarg")?, item.node("larg")?),
+            2 => (JoinKind::Full, item.node("larg")?, item.node("rarg")?),
             _ => return Err(unknown_form("a kind of join")),
         };
+        if kind == JoinKind::Full && outer {
+            return Err(Refusal::new(
+                "unsupported.full_join",
+                "a FULL JOIN depends on a row outside of its subquery",
+            ));
+        }
         // A condition on the rows that an outer join keeps may come before it, one on the optional side may not.
-        let kept_entries = entries_below(kept)?;
-        let (down, above): (Vec<_>, Vec<_>) =
-            conditions.into_iter().partition(|c| c.entries.is_subset(&kept_entries));
+        let (mut left_entries, optional_entries) = (entries_below(kept)?, entries_below(optional)?);
+        left_entries.extend(outer.then_some(OUTER));
+        let (down, above): (Vec<_>, Vec<_>) = conditions
+            .into_iter()
+            .partition(|c| kind == JoinKind::Left && c.entries.is_subset(&left_entries));
         let mut on = Vec::new();
         if let Some(quals) = item.optional_node("quals") {
             self.conjuncts(frame, quals, &mut on)?;
         }
         // In ON it is the other way round; the server too evaluates such a condition while it reads the optional side.
-        let optional_entries = entries_below(optional)?;
-        let (optional_on, on): (Vec<_>, Vec<_>) =
-            on.into_iter().partition(|c| !c.entries.is_empty() && c.entries.is_subset(&optional_entries));
-        let left = self.rows_of_items(frame, &[kept], down)?;
-        let right = self.rows_of_items(frame, &[optional], optional_on)?;
-        let stage = self.join(JoinKind::Left, (kept_entries, left), (optional_entries, right), on)?;
+        let (optional_on, on): (Vec<_>, Vec<_>) = on.into_iter().partition(|c| {
+            kind == JoinKind::Left && !c.entries.is_empty() && c.entries.is_subset(&optional_entries)
+        });
+        let left = self.rows_of_items(frame, &[kept], down, outer)?;
+        let needs = self.needs(frame, optional)?;
+        let stage = if needs.iter().any(|n| *n != OUTER) {
+            let lateral = Lateral { item: optional, needs, conditions: optional_on };
+            self.apply(frame, kind, (left_entries, left), lateral, on)?.1
+        } else {
+            let right = self.rows_of_items(frame, &[optional], optional_on, !needs.is_empty())?;
+            let mut right_entries = optional_entries;
+            right_entries.extend(needs);
+            self.join(kind, (left_entries, left), (right_entries, right), on, Vec::new())?
+        };
         self.filter_all(stage, above)
     }
 }

@@ -6,22 +6,26 @@ use crate::analyzer::node::Node;
 use crate::plan::expr::{Comparison, Expr};
 use crate::plan::{JoinKey, JoinKind, Rel};
 use crate::row::key::KeyForm;
-use crate::row::{TypeClass, TypeInfo};
+use crate::row::{Datum, Row, TypeClass, TypeInfo};
 
+use super::frame::Level;
 use super::from::{Condition, entries_of};
+use super::lateral::Lateral;
 use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
-use super::stage::Stage;
+use super::stage::{OUTER, Stage, placed_column};
 use super::{Translator, kernels, types, unknown_form};
 
 /// A stage and the range table entries in it.
 pub(super) type Part = (BTreeSet<i64>, Stage);
 
 /// `left expression = right expression`, one per side.
-struct Equality {
-    left: Node,
-    right: Node,
-    form: KeyForm,
+pub(super) struct Equality {
+    pub left: Node,
+    pub right: Node,
+    pub form: KeyForm,
+    /// `IS NOT DISTINCT FROM`.
+    pub nulls_match: bool,
     /// Neither side can fail.
     early: bool,
 }
@@ -29,14 +33,37 @@ struct Equality {
 impl Translator<'_> {
     /// Joins parts along their equality keys, in FROM order where there is a choice. Conditions that became part of a
     /// join are removed.
-    pub(super) fn arrange(&mut self, mut parts: Vec<Part>, conditions: &mut Vec<Condition>) -> Step<Stage> {
+    pub(super) fn arrange(
+        &mut self,
+        frame: &Level,
+        mut parts: Vec<Part>,
+        mut laterals: Vec<Lateral<'_>>,
+        conditions: &mut Vec<Condition>,
+    ) -> Step<Stage> {
         let mut current = parts.remove(0);
         current = self.extend(current, &mut parts, conditions)?;
-        while !parts.is_empty() {
+        loop {
+            if let Some(index) = laterals.iter().position(|l| l.needs.is_subset(&current.0)) {
+                let lateral = laterals.remove(index);
+                let mut entries = super::from::entries_below(lateral.item)?;
+                entries.extend(&current.0);
+                let usable = |c: &Condition| c.early && c.entries.is_subset(&entries);
+                let (used, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(usable);
+                *conditions = rest;
+                current = self.apply(frame, JoinKind::Inner, current, lateral, used)?;
+                current = self.extend(current, &mut parts, conditions)?;
+                continue;
+            }
+            if parts.is_empty() {
+                break;
+            }
             let next = parts.remove(0);
             let next = self.extend(next, &mut parts, conditions)?;
             current = self.inner(current, next, conditions)?;
             current = self.extend(current, &mut parts, conditions)?;
+        }
+        if !laterals.is_empty() {
+            return Err(unknown_form("a LATERAL item that refers to nothing in FROM"));
         }
         Ok(current.1)
     }
@@ -50,7 +77,8 @@ impl Translator<'_> {
     ) -> Step<Part> {
         loop {
             let connected = |part: &Part| {
-                conditions.iter().any(|c| self.equality(&c.node, &current.0, &part.0).is_some())
+                let outer = current.0.contains(&OUTER) && part.0.contains(&OUTER);
+                outer || conditions.iter().any(|c| self.equality(&c.node, &current.0, &part.0).is_some())
             };
             let Some(index) = parts.iter().position(connected) else {
                 return Ok(current);
@@ -72,10 +100,11 @@ impl Translator<'_> {
         };
         let (used, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(usable);
         *conditions = rest;
-        if !used.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some()) {
+        let outer = left.0.contains(&OUTER) && right.0.contains(&OUTER);
+        if !outer && !used.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some()) {
             self.without_key(&left, &right, conditions)?;
         }
-        let stage = self.join(JoinKind::Inner, left, right, used)?;
+        let stage = self.join(JoinKind::Inner, left, right, used, Vec::new())?;
         Ok((entries, stage))
     }
 
@@ -132,13 +161,39 @@ impl Translator<'_> {
     }
 
     /// `node` as an equality between an expression over `left` and one over `right`.
-    fn equality(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> Option<Equality> {
-        if node.tag != "OPEXPR" {
+    pub(super) fn equality(
+        &self,
+        node: &Node,
+        left: &BTreeSet<i64>,
+        right: &BTreeSet<i64>,
+    ) -> Option<Equality> {
+        let negated = node.tag == "BOOLEXPR" && node.text("boolop").as_deref() == Some("not");
+        let distinct =
+            node.list("args").first().and_then(|a| a.as_node()).filter(|a| a.tag == "DISTINCTEXPR");
+        match distinct.filter(|_| negated) {
+            Some(distinct) => {
+                let equality = self.comparison(distinct, left, right, Comparison::Eq)?;
+                Some(Equality { nulls_match: true, ..equality })
+            }
+            None if node.tag == "OPEXPR" => self.comparison(node, left, right, Comparison::Eq),
+            None => None,
+        }
+    }
+
+    /// The sides of a comparison across `left` and `right`: those of `=`, or of `<>`.
+    pub(super) fn comparison(
+        &self,
+        node: &Node,
+        left: &BTreeSet<i64>,
+        right: &BTreeSet<i64>,
+        wanted: Comparison,
+    ) -> Option<Equality> {
+        if !matches!(node.tag.as_str(), "OPEXPR" | "DISTINCTEXPR") {
             return None;
         }
         let function = builtin(self.facts(), operator_function(self.facts(), node)?.oid)?;
         let rules = collation_rules(self.facts(), node.oid("inputcollid").ok()?);
-        if kernels::comparison(&function.source, rules)?.1 != Comparison::Eq {
+        if kernels::comparison(&function.source, rules)?.1 != wanted {
             return None;
         }
         let [a, b]: [&Node; 2] = node.nodes("args").ok()?.try_into().ok()?;
@@ -163,72 +218,153 @@ impl Translator<'_> {
             return None;
         }
         let early = |n: &Node| compile(self.facts(), n).is_some_and(|e| e.is_infallible());
-        Some(Equality { left: l.clone(), right: r.clone(), form: key, early: early(l) && early(r) })
+        let early = early(l) && early(r);
+        Some(Equality { left: l.clone(), right: r.clone(), form: key, nulls_match: false, early })
     }
 
-    /// Joins two parts on `conditions`, all of which are part of the join itself.
+    /// Joins two parts on `conditions` and `keys` (over their columns), all of which are part of the join itself. Semi and
+    /// Anti put out the left part.
     pub(super) fn join(
         &mut self,
         kind: JoinKind,
         left: Part,
         right: Part,
         conditions: Vec<Condition>,
+        mut keys: Vec<JoinKey>,
     ) -> Step<Stage> {
         let (left_entries, left) = left;
         let (right_entries, right) = right;
-        let (mut left_keys, mut right_keys, mut forms, mut others) = (vec![], vec![], vec![], vec![]);
+        for (l, r) in left.outer_columns().into_iter().zip(right.outer_columns()) {
+            let form = KeyForm::by_image(&left.columns[l]);
+            keys.push(JoinKey { left: l, right: r, form, nulls_match: true });
+        }
+        let (mut left_nodes, mut right_nodes, mut forms, mut others) = (vec![], vec![], vec![], vec![]);
         for condition in conditions {
             match self.equality(&condition.node, &left_entries, &right_entries) {
                 Some(e) => {
-                    left_keys.push(left.place(&e.left)?);
-                    right_keys.push(right.place(&e.right)?);
-                    forms.push(e.form);
+                    left_nodes.push(left.place(&e.left)?);
+                    right_nodes.push(right.place(&e.right)?);
+                    forms.push((e.form, e.nulls_match));
                 }
                 None => others.push(condition),
             }
         }
-        if kind == JoinKind::Left && forms.is_empty() {
+        if kind != JoinKind::Inner && forms.is_empty() && keys.is_empty() && !others.is_empty() {
             for condition in &others {
                 self.refuse_foreign_equality(&condition.node, &left_entries, &right_entries)?;
             }
-            self.notice("an outer join has no equality condition: each pair of rows is compared");
+            self.notice("an outer join or subquery has no equality condition: each pair of rows is compared");
         }
-        // Of the conditions that PostgreSQL computes, those over the left side alone can be computed before the join.
+        // Of the conditions that PostgreSQL computes, those over one side alone can be computed before the join.
         let is_remote = |c: &Condition| compile(self.facts(), &c.node).is_none();
         let (remote, others): (Vec<_>, Vec<_>) = others.into_iter().partition(is_remote);
-        if remote.iter().any(|c| !c.entries.is_subset(&left_entries)) {
-            return Err(Refusal::new(
-                "unsupported.outer_join_condition",
-                "the ON condition of an outer join compares both sides by something that only the server can compute",
-            ));
+        let (on_left, remote): (Vec<_>, Vec<_>) =
+            remote.into_iter().partition(|c| c.entries.is_subset(&left_entries));
+        let (on_right, across): (Vec<_>, Vec<_>) =
+            remote.into_iter().partition(|c| c.entries.is_subset(&right_entries));
+        let key_count = forms.len();
+        for condition in &on_left {
+            left_nodes.push(left.place(&condition.node)?);
         }
-        let mut computed = left_keys;
-        let key_count = computed.len();
-        for condition in &remote {
-            computed.push(left.place(&condition.node)?);
+        for condition in &on_right {
+            right_nodes.push(right.place(&condition.node)?);
         }
-        let (left, left_columns) = self.columns_for(left, &computed)?;
-        let (right, right_columns) = self.columns_for(right, &right_keys)?;
-        let on = (left_columns.iter().zip(&right_columns).zip(&forms))
-            .map(|((&left, &right), &form)| JoinKey { left, right, form })
-            .collect();
+        let (left, left_columns) = self.columns_for(left, &left_nodes)?;
+        let (right, right_columns) = self.columns_for(right, &right_nodes)?;
+        keys.extend(
+            left_columns
+                .iter()
+                .zip(&right_columns)
+                .zip(&forms)
+                .map(|((&left, &right), &(form, nulls_match))| JoinKey { left, right, form, nulls_match }),
+        );
         let blocks = Stage::joined_blocks(&left, &right);
-        let columns = left.columns.iter().chain(&right.columns).cloned().collect();
-        let (left, right) = (Box::new(left.rel), Box::new(right.rel));
-        let mut stage = Stage { rel: Rel::Constant { rows: Vec::new() }, columns, blocks };
+        let columns: Vec<TypeInfo> = left.columns.iter().chain(&right.columns).cloned().collect();
+        let width = left.columns.len();
+        let pairs = Stage { rel: Rel::Constant { rows: Vec::new() }, columns, blocks };
         let mut residual = Vec::new();
         for condition in &others {
-            let placed = stage.place(&condition.node)?;
+            let placed = pairs.place(&condition.node)?;
             let expr = compile(self.facts(), &placed);
             residual.push(expr.ok_or_else(|| unknown_form("a join condition changed its form"))?);
         }
         residual.extend(left_columns[key_count..].iter().map(|&c| Expr::Column(c)));
+        residual.extend(right_columns[key_count..].iter().map(|&c| Expr::Column(c + width)));
         let residual = match residual.len() {
             0 => None,
             1 => residual.pop(),
             _ => Some(Expr::And(residual)),
         };
-        stage.rel = Rel::Join { kind, left, right, on, residual };
-        Ok(stage)
+        let across = across.iter().map(|c| pairs.place(&c.node)).collect::<Step<Vec<_>>>()?;
+        let join = Join { kind, left, right, on: keys, residual };
+        if across.is_empty() || kind == JoinKind::Inner {
+            let stage = join.stage(pairs);
+            return self.filter(stage, &across);
+        }
+        self.composed(join, pairs, &across)
+    }
+
+    /// A join with conditions that PostgreSQL computes for pairs: the pairs that hold make up an inner join, and what has
+    /// no partner is found by the columns that the conditions read.
+    fn composed(&mut self, join: Join, pairs: Stage, across: &[Node]) -> Step<Stage> {
+        let Join { kind, left, right, on, residual } = join;
+        let width = left.columns.len();
+        let total = pairs.columns.len();
+        let mut read: BTreeSet<usize> = on.iter().flat_map(|k| [k.left, k.right + width]).collect();
+        residual.iter().for_each(|e| e.each_column(&mut |c| read.extend([c])));
+        across.iter().for_each(|n| n.walk(&mut |n| read.extend(placed_column(n))));
+        let inner = Join { kind: JoinKind::Inner, left: left.clone(), right: right.clone(), on, residual };
+        let pairs = self.filter(inner.stage(pairs), across)?;
+        let reduced = |kind, side: &Stage, first: usize| {
+            let columns: Vec<usize> =
+                read.iter().filter(|&&c| c >= first && c < first + side.columns.len()).copied().collect();
+            let exprs = columns.iter().map(|&c| Expr::Column(c)).collect();
+            let matched = Rel::Project { input: Box::new(pairs.rel.clone()), exprs };
+            let key = |(right, &c): (usize, &usize)| {
+                let form = KeyForm::by_image(&pairs.columns[c]);
+                JoinKey { left: c - first, right, form, nulls_match: true }
+            };
+            let on = columns.iter().enumerate().map(key).collect();
+            let (left, right) = (Box::new(side.rel.clone()), Box::new(matched));
+            Rel::Join { kind, left, right, on, residual: None }
+        };
+        if kind.is_left_only() {
+            return Ok(Stage { rel: reduced(kind, &left, 0), ..left });
+        }
+        let padded = |input: Rel, from: usize, count: usize| {
+            let null = Expr::Literal(Row::from_datums([Datum::Null]));
+            let own = |c: usize| (c >= from && c < from + count).then(|| Expr::Column(c - from));
+            let exprs = (0..total).map(|c| own(c).unwrap_or_else(|| null.clone())).collect();
+            Rel::Project { input: Box::new(input), exprs }
+        };
+        let mut inputs = vec![padded(pairs.rel.clone(), 0, total)];
+        inputs.push(padded(reduced(JoinKind::Anti, &left, 0), 0, width));
+        if kind == JoinKind::Full {
+            inputs.push(padded(reduced(JoinKind::Anti, &right, width), width, total - width));
+        }
+        let columns = pairs.columns[..total].to_vec();
+        Ok(Stage { rel: Rel::UnionAll { inputs }, columns, blocks: pairs.blocks })
+    }
+}
+
+/// A join whose keys and residual are columns and native expressions.
+struct Join {
+    kind: JoinKind,
+    left: Stage,
+    right: Stage,
+    on: Vec<JoinKey>,
+    residual: Option<Expr>,
+}
+
+impl Join {
+    /// The joined rows; `pairs` describes those of left and right.
+    fn stage(self, pairs: Stage) -> Stage {
+        let Join { kind, left, right, on, residual } = self;
+        let (columns, blocks) = match kind.is_left_only() {
+            true => (left.columns, left.blocks),
+            false => (pairs.columns, pairs.blocks),
+        };
+        let (left, right) = (Box::new(left.rel), Box::new(right.rel));
+        Stage { rel: Rel::Join { kind, left, right, on, residual }, columns, blocks }
     }
 }

@@ -6,32 +6,42 @@
 //! `prune` and the key derivation.
 
 mod aggregate;
+mod attach;
 mod check;
 mod compute;
 mod constants;
+mod frame;
 mod from;
 mod join;
 mod kernels;
+mod lateral;
 mod native;
 mod prune;
 mod refusal;
+mod semi;
 mod setop;
 mod source;
 mod stage;
+mod subquery;
 mod types;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::facts::Facts;
 use super::node::{Node, Value};
+use crate::plan::key::KeyFacts;
 use crate::plan::{Rel, ViewId};
 use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
 
 pub use compute::{Remote, input_of};
+use frame::{Frame, Level};
 pub use prune::prune;
 pub use refusal::{Refusal, Step};
-use stage::{Stage, rewrite};
+use stage::{OUTER, Stage, rewrite};
+use subquery::Subquery;
 pub use types::info as type_info;
 
 /// Nesting of query levels and views past this is refused.
@@ -50,6 +60,8 @@ pub struct Inputs<'a> {
     pub generated: &'a HashMap<(u32, i16), Node>,
     /// Owner of the defining view, if it is one.
     pub owner: Option<u32>,
+    /// Unique and NOT NULL columns.
+    pub keys: &'a KeyFacts,
 }
 
 /// The result: an unpruned operator tree and what was met on the way.
@@ -64,19 +76,19 @@ pub struct Translated {
 
 /// Translates the defining query.
 pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
-    let mut translator =
-        Translator { inputs, notices: Vec::new(), upstreams: Vec::new(), remote: Vec::new(), depth: 0 };
-    let stage = translator.query(&Frame { query, parent: None })?;
+    let mut translator = Translator {
+        inputs,
+        notices: Vec::new(),
+        upstreams: Vec::new(),
+        remote: Vec::new(),
+        subqueries: RefCell::new(Vec::new()),
+        depth: 0,
+    };
+    let stage = translator.query(&Frame::top(query))?;
     let Translator { notices, mut upstreams, remote, .. } = translator;
     upstreams.sort_unstable();
     upstreams.dedup();
     Ok(Translated { rel: stage.rel, upstreams, notices, remote })
-}
-
-/// A query level and the ones around it (for references to CTEs).
-struct Frame<'a> {
-    query: &'a Node,
-    parent: Option<&'a Frame<'a>>,
 }
 
 struct Translator<'a> {
@@ -84,6 +96,8 @@ struct Translator<'a> {
     notices: Vec<String>,
     upstreams: Vec<ViewId>,
     remote: Vec<Remote>,
+    /// The subqueries in expressions met so far; SUBPLAN nodes name them by position.
+    subqueries: RefCell<Vec<Rc<Subquery>>>,
     depth: usize,
 }
 
@@ -103,8 +117,9 @@ impl<'a> Translator<'a> {
         }
     }
 
-    /// One query level: its output columns are those of its target list that are not junk.
-    fn query(&mut self, frame: &Frame<'_>) -> Step<Stage> {
+    /// One query level: its output columns are those of its target list that are not junk, then, where the query
+    /// refers to others around it, the values of those references (block [`OUTER`]).
+    fn query(&mut self, frame: &Level) -> Step<Stage> {
         if self.depth >= MAX_DEPTH {
             return Err(Refusal::new("unsupported.depth", "the query or its views are nested too deeply"));
         }
@@ -114,8 +129,8 @@ impl<'a> Translator<'a> {
         stage
     }
 
-    fn level(&mut self, frame: &Frame<'_>) -> Step<Stage> {
-        let query = frame.query;
+    fn level(&mut self, frame: &Level) -> Step<Stage> {
+        let query = &frame.query;
         refuse_clauses(query)?;
         if self.depth == 1 && !query.list("sortClause").is_empty() {
             self.notice("ORDER BY has no effect: a table keeps no order; order the rows when you read them");
@@ -128,10 +143,14 @@ impl<'a> Translator<'a> {
         if let Some(quals) = tree.optional_node("quals") {
             self.conjuncts(frame, quals, &mut conditions)?;
         }
-        let stage = self.rows_of_items(frame, &tree.nodes("fromlist")?, conditions)?;
+        let stage = self.rows_of_items(frame, &tree.nodes("fromlist")?, conditions, frame.is_dependent())?;
         let mut targets = Vec::new();
         for entry in query.nodes("targetList")?.iter().filter(|t| !t.bool("resjunk")) {
             targets.push(stage.place(&self.expand(frame, entry.node("expr")?)?)?);
+        }
+        let visible = targets.len();
+        for node in frame.outer_nodes() {
+            targets.push(stage.place(&node)?);
         }
         let grouped = query.bool("hasAggs")
             || !query.list("groupClause").is_empty()
@@ -144,26 +163,42 @@ impl<'a> Translator<'a> {
         let columns: Vec<TypeInfo> = targets.iter().map(|t| self.type_of(t)).collect::<Step<_>>()?;
         let (stage, exprs) = self.compute(stage, &targets)?;
         let rel = Rel::Project { input: Box::new(stage.rel), exprs };
-        let stage = Stage::new(rel, columns);
+        let stage = Stage::new(rel, columns).with_outer(visible);
         match query.list("distinctClause").is_empty() {
             true => Ok(stage),
             false => self.distinct(frame, stage, "DISTINCT"),
         }
     }
 
-    /// Equal rows once; every column needs a native equality.
-    fn distinct(&mut self, frame: &Frame<'_>, stage: Stage, what: &str) -> Step<Stage> {
+    /// Equal rows once; every column of the query needs a native equality.
+    fn distinct(&mut self, frame: &Level, stage: Stage, what: &str) -> Step<Stage> {
+        let keys = self.distinct_keys(frame, &stage.columns, stage.visible(), what)?;
+        Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
+    }
+
+    /// The keys by which rows are equal; columns from `visible` on hold outer references.
+    fn distinct_keys(
+        &self,
+        frame: &Level,
+        columns: &[TypeInfo],
+        visible: usize,
+        what: &str,
+    ) -> Step<Vec<KeyForm>> {
         let targets = frame.query.nodes("targetList")?;
         let names: Vec<_> =
             targets.iter().filter(|t| !t.bool("resjunk")).map(|t| t.text("resname")).collect();
-        let mut keys = Vec::with_capacity(stage.columns.len());
-        for (i, ty) in stage.columns.iter().enumerate() {
+        let mut keys = Vec::with_capacity(columns.len());
+        for (i, ty) in columns.iter().enumerate() {
+            if i >= visible {
+                keys.push(KeyForm::by_image(ty));
+                continue;
+            }
             keys.push(self.key_form(ty, || {
                 let name = names.get(i).cloned().flatten().unwrap_or_else(|| format!("column {}", i + 1));
                 format!("{what} compares {name}")
             })?);
         }
-        Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
+        Ok(keys)
     }
 
     /// The key form of a type; `what` begins the reason if it has none.
@@ -186,24 +221,25 @@ impl<'a> Translator<'a> {
 
     /// `node` with join columns and group references replaced by what they stand for, so that every Var names a base
     /// entry of this level's range table.
-    fn expand(&self, frame: &Frame<'_>, node: &Node) -> Step<Node> {
+    fn expand(&self, frame: &Level, node: &Node) -> Step<Node> {
         rewrite(node, &mut |n| match n.tag.as_str() {
             "VAR" => self.expand_var(frame, n).map(Some),
-            "SUBLINK" => Err(refused_sublink()),
+            "SUBLINK" => self.subplan(frame, n).map(Some),
+            "AGGREF" if n.int("agglevelsup")? != 0 => self.outer_reference(frame, n).map(Some),
             "WINDOWFUNC" => Err(refused_window()),
             _ => Ok(None),
         })
     }
 
-    fn expand_var(&self, frame: &Frame<'_>, var: &Node) -> Step<Node> {
+    fn expand_var(&self, frame: &Level, var: &Node) -> Step<Node> {
         if var.int("varlevelsup")? != 0 {
-            return Err(Refusal::new(
-                "unsupported.lateral",
-                "a subquery refers to a table outside of it (LATERAL or correlated)",
-            ));
+            return self.outer_reference(frame, var);
         }
         let (rtindex, attribute) = (var.int("varno")?, var.int("varattno")?);
-        let entry = range_table_entry(frame.query, rtindex)?;
+        if rtindex == OUTER {
+            return Ok(var.clone());
+        }
+        let entry = range_table_entry(&frame.query, rtindex)?;
         let alias = match entry.int("rtekind")? {
             2 => Some("joinaliasvars"),
             9 => Some("groupexprs"),
@@ -276,14 +312,6 @@ fn refuse_clauses(query: &Node) -> Step<()> {
         Some(refusal) => Err(refusal),
         None => Ok(()),
     }
-}
-
-fn refused_sublink() -> Refusal {
-    Refusal::new(
-        "unsupported.sublink",
-        "subqueries in expressions (EXISTS, IN, scalar) are not maintained incrementally yet",
-    )
-    .hint("write it as a join with a subquery in FROM")
 }
 
 fn refused_window() -> Refusal {

@@ -1,54 +1,82 @@
-//! UNION and UNION ALL.
+//! UNION, INTERSECT and EXCEPT, with and without ALL.
 //!
 //! The tree does not hold the casts of leaf columns to the common type; only the node's column types tell of them
-//! (`parser/analyze.c`, `transformSetOperationTree`). The ones with a native form are added here.
+//! (`parser/analyze.c`, `transformSetOperationTree`). They are added here: natively, or by the
+//! server where they are known to be built in and immutable.
 
+use crate::analyzer::deparse;
 use crate::analyzer::node::{Node, Value};
-use crate::plan::Rel;
 use crate::plan::expr::{Expr, IntWidth, Kernel};
+use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput, SetOpKind};
 use crate::row::{TypeClass, TypeInfo};
 
+use super::frame::{Frame, Level};
 use super::refusal::{Refusal, Step};
 use super::stage::Stage;
-use super::{Frame, Translator, range_table_entry, types, unknown_form};
+use super::{Translator, range_table_entry, types, unknown_form};
+
+/// Implicit, immutable casts of `pg_cast` without a native form: integers and numeric to float4, numeric to float8, date to
+/// timestamp, time to interval, "char" and name to text.
+const SERVER_CASTS: &[(u32, u32)] = &[
+    (21, 700),
+    (23, 700),
+    (20, 700),
+    (1700, 700),
+    (1700, 701),
+    (1082, 1114),
+    (1083, 1186),
+    (18, 25),
+    (19, 25),
+];
 
 impl Translator<'_> {
-    pub(super) fn set_operation(&mut self, frame: &Frame<'_>) -> Step<Stage> {
+    pub(super) fn set_operation(&mut self, frame: &Level) -> Step<Stage> {
         self.set_operand(frame, frame.query.node("setOperations")?, false)
     }
 
-    /// `distinct`: the result goes into a Distinct anyway, which makes an inner one superfluous.
-    fn set_operand(&mut self, frame: &Frame<'_>, node: &Node, distinct: bool) -> Step<Stage> {
+    /// `distinct`: to the operation above, equal rows are one anyway, which makes an inner Distinct superfluous.
+    fn set_operand(&mut self, frame: &Level, node: &Node, distinct: bool) -> Step<Stage> {
         if node.tag == "RANGETBLREF" {
-            let entry = range_table_entry(frame.query, node.int("rtindex")?)?;
+            let entry = range_table_entry(&frame.query, node.int("rtindex")?)?;
+            // All operands work per row of the same domain, whether they refer to it or not.
             let query = entry.node("subquery")?;
-            return self.query(&Frame { query, parent: Some(frame) });
+            return self.query(&Frame::below(frame, query, frame.inherited()));
         }
         if node.tag != "SETOPERATIONSTMT" {
             return Err(unknown_form("a set operation"));
         }
-        match node.int("op")? {
-            1 => {}
-            2 | 3 => {
-                return Err(Refusal::new(
-                    "unsupported.set_operation",
-                    "INTERSECT and EXCEPT are not maintained incrementally yet",
-                ));
-            }
-            _ => return Err(unknown_form("a kind of set operation")),
-        }
         let all = node.bool("all");
-        let columns = self.set_columns(node)?;
-        let mut inputs = Vec::new();
+        let mut columns = self.set_columns(node)?;
+        let visible = columns.len();
+        let mut operands = Vec::new();
         for side in ["larg", "rarg"] {
-            let stage = self.set_operand(frame, node.node(side)?, distinct || !all)?;
-            match self.coerce(stage, &columns)? {
-                Rel::UnionAll { inputs: inner } => inputs.extend(inner),
-                rel => inputs.push(rel),
-            }
+            let below = !all || (distinct && node.int("op")? == 1);
+            let stage = self.set_operand(frame, node.node(side)?, below)?;
+            operands.push(self.coerce(stage, &columns)?);
         }
-        let stage = Stage::new(Rel::UnionAll { inputs }, columns);
-        if all || distinct { Ok(stage) } else { self.distinct(frame, stage, "UNION") }
+        columns.extend(frame.domain().iter().flat_map(|d| d.columns.iter().cloned()));
+        let kind = match node.int("op")? {
+            1 => {
+                let inputs = operands.into_iter().flat_map(|rel| match rel {
+                    Rel::UnionAll { inputs } => inputs,
+                    rel => vec![rel],
+                });
+                let rel = Rel::UnionAll { inputs: inputs.collect() };
+                let stage = Stage::new(rel, columns).with_outer(visible);
+                return if all || distinct { Ok(stage) } else { self.distinct(frame, stage, "UNION") };
+            }
+            2 => SetOpKind::Intersect,
+            3 => SetOpKind::Except,
+            _ => return Err(unknown_form("a kind of set operation")),
+        };
+        let name = if kind == SetOpKind::Intersect { "INTERSECT" } else { "EXCEPT" };
+        let keys = self.distinct_keys(frame, &columns, visible, name)?;
+        let mut sides = operands.into_iter().map(Box::new);
+        let (Some(left), Some(right)) = (sides.next(), sides.next()) else {
+            return Err(unknown_form("a set operation"));
+        };
+        let rel = Rel::SetOp { kind, all, left, right, keys };
+        Ok(Stage::new(rel, columns).with_outer(visible))
     }
 
     fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
@@ -69,19 +97,34 @@ impl Translator<'_> {
             .collect())
     }
 
-    /// The stage's rows with columns of the given types.
-    fn coerce(&self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
-        if stage.columns.len() != to.len() {
+    /// The stage's rows with columns of the given types, those of outer references behind them.
+    fn coerce(&mut self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
+        if stage.visible() != to.len() {
             return Err(unknown_form("columns of a set operation"));
         }
-        let mut exprs = Vec::with_capacity(to.len());
+        let (mut exprs, mut remote) = (Vec::with_capacity(to.len()), RemoteBatch::default());
+        let width = stage.columns.len();
         for (i, (from, to)) in stage.columns.iter().zip(to).enumerate() {
+            if from.oid != to.oid && SERVER_CASTS.contains(&(from.oid, to.oid)) {
+                let type_name = deparse::type_name(self.facts(), from.oid, from.typmod)?;
+                let target = deparse::type_name(self.facts(), to.oid, -1)?;
+                remote.inputs.push(RemoteInput { column: i, type_name, collate: String::new() });
+                let sql = format!("x.c{}::{target}", remote.inputs.len());
+                exprs.push(Expr::Column(width + remote.exprs.len()));
+                remote.exprs.push(RemoteExpr { sql, result: to.clone(), builtin_only: true });
+                continue;
+            }
             exprs.push(self.cast(i, from, to)?);
         }
-        if exprs.iter().all(|e| matches!(e, Expr::Column(_))) {
+        exprs.extend((to.len()..width).map(Expr::Column));
+        if exprs.iter().enumerate().all(|(i, e)| *e == Expr::Column(i)) {
             return Ok(stage.rel);
         }
-        Ok(Rel::Project { input: Box::new(stage.rel), exprs })
+        let input = match remote.exprs.is_empty() {
+            true => stage.rel,
+            false => Rel::Evaluate { input: Box::new(stage.rel), batch: remote },
+        };
+        Ok(Rel::Project { input: Box::new(input), exprs })
     }
 
     fn cast(&self, column: usize, from: &TypeInfo, to: &TypeInfo) -> Step<Expr> {
@@ -95,6 +138,8 @@ impl Translator<'_> {
             (Int2 | Int4, Int8) => Ok(call(Kernel::IntCast(IntWidth::I8))),
             (Int2 | Int4 | Int8, Numeric) => Ok(call(Kernel::IntToNumeric)),
             (Int2 | Int4 | Int8, Float8) => Ok(call(Kernel::IntToFloat8)),
+            (Float4, Float8) => Ok(call(Kernel::Float4To8)),
+            (Bpchar, b) if string(b) => Ok(call(Kernel::BpcharToText)),
             (a, b) if string(a) && string(b) => Ok(input),
             // From a domain to its base type.
             (a, b) if a == b && a != Other && self.base(from) == self.base(to) => Ok(input),
@@ -103,7 +148,7 @@ impl Translator<'_> {
                     (types::type_name(self.facts(), from.oid), types::type_name(self.facts(), to.oid));
                 Err(Refusal::new(
                     "unsupported.set_operation_cast",
-                    format!("UNION casts column {} from {f} to {t} implicitly", column + 1),
+                    format!("a set operation casts column {} from {f} to {t} implicitly", column + 1),
                 )
                 .hint(format!("write the cast to {t} into that part of the query")))
             }

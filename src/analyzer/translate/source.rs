@@ -6,23 +6,24 @@ use crate::plan::Rel;
 use crate::plan::expr::Expr;
 use crate::row::{Row, TypeInfo};
 
+use super::from::entries_of;
 use super::refusal::{Refusal, Step};
-use super::stage::{Stage, column_node, rewrite};
-use super::{Frame, ROW_ID, Translator, check, entry_name, range_table_entry, unknown_form};
+use super::stage::{OUTER, Stage, column_node, rewrite};
+use super::subquery::free_references;
+use super::{Frame, Level, ROW_ID, Translator, check, entry_name, range_table_entry, unknown_form};
+
+mod hierarchy;
 
 /// OIDs below are given by initdb.
 const FIRST_NORMAL_OID: u32 = 16384;
 
 impl Translator<'_> {
     /// The rows of range table entry `rtindex`, as its block.
-    pub(super) fn range_table(&mut self, frame: &Frame<'_>, rtindex: i64) -> Step<Stage> {
-        let entry = range_table_entry(frame.query, rtindex)?;
+    pub(super) fn range_table(&mut self, frame: &Level, rtindex: i64) -> Step<Stage> {
+        let entry = range_table_entry(&frame.query, rtindex)?;
         let (stage, attributes) = match entry.int("rtekind")? {
             0 => self.relation(entry)?,
-            1 => {
-                let query = entry.node("subquery")?;
-                numbered(self.query(&Frame { query, parent: Some(frame) })?)
-            }
+            1 => numbered(self.query_below(frame, entry.node("subquery")?)?),
             3 => {
                 return Err(Refusal::new(
                     "unsupported.function_in_from",
@@ -42,35 +43,50 @@ impl Translator<'_> {
         Ok(stage.named(rtindex, attributes))
     }
 
-    fn cte(&mut self, frame: &Frame<'_>, entry: &Node) -> Step<Stage> {
+    fn cte(&mut self, frame: &Level, entry: &Node) -> Step<Stage> {
         if entry.bool("self_reference") {
             return Err(Refusal::new(
                 "unsupported.recursive_query",
                 "WITH RECURSIVE is not maintained incrementally yet",
             ));
         }
-        let (name, mut level) = (entry.text("ctename"), frame);
+        let mut level = frame;
         for _ in 0..entry.int("ctelevelsup")? {
-            level = level.parent.ok_or_else(|| unknown_form("a CTE of a missing query level"))?;
+            level = level.parent.as_ref().ok_or_else(|| unknown_form("a CTE of a missing query level"))?;
         }
-        let ctes = level.query.nodes("cteList")?;
-        let cte = ctes.into_iter().find(|c| c.text("ctename") == name);
-        let cte = cte.ok_or_else(|| unknown_form("a CTE without a query"))?;
-        let query = cte.node("ctequery")?;
-        self.query(&Frame { query, parent: Some(level) })
+        let query = self.cte_query(level, entry)?;
+        if entry.int("ctelevelsup")? > 0 && !free_references(query)?.is_empty() {
+            return Err(Refusal::new(
+                "unsupported.correlated_cte",
+                "a CTE that refers to a row outside of its query is read in a deeper subquery",
+            ));
+        }
+        self.query_below(level, query)
     }
 
     /// Each row of VALUES is a projection of the one empty row; literal ones are constants.
-    fn values(&mut self, frame: &Frame<'_>, entry: &Node) -> Step<Stage> {
+    fn values(&mut self, frame: &Level, entry: &Node) -> Step<Stage> {
         let (mut columns, mut constant, mut inputs) = (None, Vec::new(), Vec::new());
+        let mut lists = Vec::new();
         for list in entry.list("values_lists") {
-            let one = Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new());
             let mut nodes = Vec::new();
             for value in list.items() {
-                let node = value.as_node().ok_or_else(|| unknown_form("VALUES"))?;
-                check::scalar(self.facts(), node)?;
-                nodes.push(one.place(&self.expand(frame, node)?)?);
+                let node = self.expand(frame, value.as_node().ok_or_else(|| unknown_form("VALUES"))?)?;
+                check::scalar(self.facts(), &node)?;
+                nodes.push(node);
             }
+            lists.push(nodes);
+        }
+        let width = lists.first().map_or(0, Vec::len);
+        let outer = lists.iter().flatten().any(|n| entries_of(n).contains(&OUTER));
+        let outer = outer.then(|| frame.outer_nodes()).unwrap_or_default();
+        for mut list in lists {
+            let one = match frame.domain().filter(|_| !outer.is_empty()) {
+                Some(domain) => domain.clone(),
+                None => Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new()),
+            };
+            list.extend(outer.iter().cloned());
+            let nodes = list.iter().map(|n| one.place(n)).collect::<Step<Vec<_>>>()?;
             if columns.is_none() {
                 let types: Step<Vec<TypeInfo>> = nodes.iter().map(|n| self.type_of(n)).collect();
                 columns = Some(types?);
@@ -85,7 +101,7 @@ impl Translator<'_> {
             inputs.insert(0, Rel::Constant { rows: constant });
         }
         let rel = if inputs.len() == 1 { inputs.remove(0) } else { Rel::UnionAll { inputs } };
-        Ok(Stage::new(rel, columns.unwrap_or_default()))
+        Ok(Stage::new(rel, columns.unwrap_or_default()).with_outer(width))
     }
 
     fn relation(&mut self, entry: &Node) -> Step<(Stage, Vec<i16>)> {
@@ -103,6 +119,13 @@ impl Translator<'_> {
             return self.view(relation);
         }
         if let Some(stream_table) = relation.stream_table.as_ref().filter(|s| s.incremental) {
+            if relation.has_children && entry.bool("inh") {
+                let name = full_name(relation);
+                return Err(Refusal::new(
+                    "unsupported.inheritance",
+                    format!("tables inherit from the stream table {name}"),
+                ));
+            }
             self.upstreams.push(stream_table.view);
             let visible: Vec<_> = relation.columns.iter().filter(|c| c.name != ROW_ID).collect();
             let columns = (0..visible.len()).collect();
@@ -113,6 +136,9 @@ impl Translator<'_> {
             return Ok((stage, visible.iter().map(|c| c.attnum).collect()));
         }
         check_source(relation)?;
+        if relation.kind == 'p' || entry.bool("inh") && relation.has_children {
+            return self.hierarchy(relation, entry.bool("inh"));
+        }
         self.table(relation)
     }
 
@@ -129,7 +155,7 @@ impl Translator<'_> {
         }
         let query = self.inputs.views.get(&relation.oid);
         let query = query.ok_or_else(|| unknown_form("a view without a query"))?;
-        Ok(numbered(self.query(&Frame { query, parent: None })?))
+        Ok(numbered(self.query(&Frame::top(query))?))
     }
 
     /// A base table; generated columns, which the stream does not carry, are computed from the others.
@@ -172,13 +198,13 @@ impl Translator<'_> {
     }
 }
 
-fn is_generated(relation: &Relation, column: usize) -> bool {
+pub(super) fn is_generated(relation: &Relation, column: usize) -> bool {
     matches!(relation.columns[column].generated, 's' | 'v')
 }
 
 /// Output columns of a query are attributes 1, 2, ...
 fn numbered(stage: Stage) -> (Stage, Vec<i16>) {
-    let attributes = (1..).take(stage.columns.len()).collect();
+    let attributes = (1..).take(stage.visible()).collect();
     (stage, attributes)
 }
 
@@ -217,12 +243,6 @@ fn check_source(relation: &Relation) -> Step<()> {
         return refuse(
             "unsupported.system_catalog",
             format!("{name} is a system catalog, whose changes are not published"),
-        );
-    }
-    if relation.kind == 'p' || relation.has_children || relation.is_partition {
-        return refuse(
-            "unsupported.partitioned",
-            format!("partitioned and inherited tables are not captured incrementally yet ({name})"),
         );
     }
     if relation.persistence == 't' {

@@ -6,6 +6,13 @@ use crate::row::TypeInfo;
 
 use super::refusal::{Refusal, Step};
 
+/// In place of a range table index: what a query refers to outside of it.
+pub const OUTER: i64 = -1;
+/// In place of a range table index: the row on the left of a join with a subquery.
+pub const LEFT: i64 = -2;
+/// In place of a range table index: the columns of a subquery.
+pub const ANSWER: i64 = -3;
+
 /// Where the columns of one range table entry lie in the rows of a [`Stage`].
 #[derive(Debug, Clone)]
 pub struct Block {
@@ -30,22 +37,56 @@ impl Stage {
         Stage { rel, columns, blocks: Vec::new() }
     }
 
-    /// Makes the first columns those of range table entry `rtindex`.
+    /// Makes the first columns those of range table entry `rtindex`; outer references stay where they are.
     pub fn named(mut self, rtindex: i64, attributes: Vec<i16>) -> Stage {
-        self.blocks = vec![Block { rtindex, start: 0, attributes }];
+        self.blocks.retain(|b| b.rtindex == OUTER);
+        self.blocks.push(Block { rtindex, start: 0, attributes });
         self
     }
 
     pub fn column(&self, rtindex: i64, attribute: i64) -> Option<usize> {
-        let block = self.blocks.iter().find(|b| b.rtindex == rtindex)?;
-        let offset = block.attributes.iter().position(|&a| i64::from(a) == attribute)?;
-        Some(block.start + offset)
+        self.blocks.iter().filter(|b| b.rtindex == rtindex).find_map(|block| {
+            let offset = block.attributes.iter().position(|&a| i64::from(a) == attribute)?;
+            Some(block.start + offset)
+        })
     }
 
-    /// The blocks of `left`, then those of `right` behind `width` columns.
+    /// Makes the columns from `start` on the values of references to outer query levels.
+    pub fn with_outer(mut self, start: usize) -> Stage {
+        self.blocks.retain(|b| b.rtindex != OUTER);
+        if start < self.columns.len() {
+            let attributes = (1..).take(self.columns.len() - start).collect();
+            self.blocks.push(Block { rtindex: OUTER, start, attributes });
+        }
+        self
+    }
+
+    /// Makes all columns those of [`LEFT`].
+    pub fn named_left(mut self) -> Stage {
+        let attributes = (1..).take(self.columns.len()).collect();
+        self.blocks = vec![Block { rtindex: LEFT, start: 0, attributes }];
+        self
+    }
+
+    fn outer_block(&self) -> Option<&Block> {
+        self.blocks.iter().find(|b| b.rtindex == OUTER)
+    }
+
+    /// Number of columns before those of outer references, where these are the last ones.
+    pub fn visible(&self) -> usize {
+        self.outer_block().map_or(self.columns.len(), |b| b.start)
+    }
+
+    /// The columns that hold outer references.
+    pub fn outer_columns(&self) -> Vec<usize> {
+        self.outer_block().map_or_else(Vec::new, |b| (b.start..b.start + b.attributes.len()).collect())
+    }
+
+    /// The blocks of `left`, then those of `right` behind its columns. Outer references that both have are the left's.
     pub fn joined_blocks(left: &Stage, right: &Stage) -> Vec<Block> {
         let width = left.columns.len();
-        let shifted = right.blocks.iter().map(|b| Block { start: b.start + width, ..b.clone() });
+        let both = |b: &&Block| b.rtindex != OUTER || left.outer_block().is_none();
+        let shifted = right.blocks.iter().filter(both).map(|b| Block { start: b.start + width, ..b.clone() });
         left.blocks.iter().cloned().chain(shifted).collect()
     }
 
@@ -78,9 +119,14 @@ pub fn with_fields(node: &Node, values: &[(&str, i64)]) -> Node {
 
 /// A Var of the current stage for column `column`.
 pub fn column_node(column: usize, ty: &TypeInfo) -> Node {
+    var_node(1, column, ty)
+}
+
+/// A Var for attribute `column` + 1 of entry `rtindex`.
+pub fn var_node(rtindex: i64, column: usize, ty: &TypeInfo) -> Node {
     let int = |i: i64| Value::Int(i);
     let fields = vec![
-        ("varno".to_owned(), int(1)),
+        ("varno".to_owned(), int(rtindex)),
         ("varattno".to_owned(), int(i64::try_from(column + 1).unwrap_or(i64::MAX))),
         ("vartype".to_owned(), int(i64::from(ty.oid))),
         ("vartypmod".to_owned(), int(i64::from(ty.typmod))),

@@ -32,6 +32,9 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         "SUBSCRIPTINGREF" => ("refrestype", "reftypmod", "refcollid"),
         "ARRAYEXPR" => ("array_typeid", "", "array_collid"),
         "ROWEXPR" => ("row_typeid", "", ""),
+        "SUBPLAN" => ("resulttype", "resulttypmod", "resultcollid"),
+        "PARAM" => ("paramtype", "paramtypmod", "paramcollid"),
+        "SUBLINK" => return super::subquery::type_of(facts, node),
         "AGGREF" => ("aggtype", "", "aggcollid"),
         "CASEEXPR" => {
             let mut branches = Vec::new();

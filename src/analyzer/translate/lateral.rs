@@ -1,0 +1,128 @@
+//! FROM items that refer to others: LATERAL, and items of a correlated subquery that refer to what is around it.
+
+use std::collections::BTreeSet;
+
+use crate::analyzer::node::{Node, Value};
+use crate::plan::{JoinKey, JoinKind};
+use crate::row::key::KeyForm;
+
+use super::frame::{Frame, Level, Outer};
+use super::from::{Condition, entries_below, entries_of};
+use super::join::Part;
+use super::refusal::{Refusal, Step};
+use super::stage::{OUTER, Stage};
+use super::subquery::free_references;
+use super::{Translator, range_table_entry, unknown_form};
+
+/// An item that needs rows of others first.
+pub(super) struct Lateral<'n> {
+    pub item: &'n Node,
+    /// The entries that it refers to.
+    pub needs: BTreeSet<i64>,
+    pub conditions: Vec<Condition>,
+}
+
+impl Translator<'_> {
+    /// The entries outside of `item` that it refers to: siblings, and [`OUTER`].
+    pub(super) fn needs(&self, frame: &Level, item: &Node) -> Step<BTreeSet<i64>> {
+        let mut needs = BTreeSet::new();
+        if item.tag == "JOINEXPR" {
+            for side in ["larg", "rarg"] {
+                needs.extend(self.needs(frame, item.node(side)?)?);
+            }
+            if let Some(quals) = item.optional_node("quals") {
+                needs.extend(entries_of(&self.expand(frame, quals)?));
+            }
+            let below = entries_below(item)?;
+            needs.retain(|n| !below.contains(n));
+            return Ok(needs);
+        }
+        let entry = range_table_entry(&frame.query, item.int("rtindex")?)?;
+        match entry.int("rtekind")? {
+            1 => {
+                for node in self.references(frame, entry.node("subquery")?)? {
+                    needs.extend(entries_of(&node));
+                }
+            }
+            6 if entry.int("ctelevelsup")? == 0 => {
+                for node in self.references(frame, self.cte_query(frame, entry)?)? {
+                    needs.extend(entries_of(&node));
+                }
+            }
+            5 => {
+                for list in entry.list("values_lists") {
+                    for node in list.items().iter().filter_map(Value::as_node) {
+                        needs.extend(entries_of(&self.expand(frame, node)?));
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(needs)
+    }
+
+    /// The query of a CTE of this level.
+    pub(super) fn cte_query<'f>(&self, level: &'f Level, entry: &Node) -> Step<&'f Node> {
+        let name = entry.text("ctename");
+        let ctes = level.query.nodes("cteList")?;
+        let cte = ctes.into_iter().find(|c| c.text("ctename") == name);
+        Ok(cte.ok_or_else(|| unknown_form("a CTE without a query"))?.node("ctequery")?)
+    }
+
+    /// The level of a query in FROM; it works per row of `frame`'s domain if it refers to what that stands for.
+    pub(super) fn query_below(&mut self, frame: &Level, query: &Node) -> Step<Stage> {
+        let dependent = !free_references(query)?.is_empty();
+        let outer = if dependent { frame.inherited() } else { None };
+        self.query(&Frame::below(frame, query, outer))
+    }
+
+    /// Joins the rows of `item` to those of `left` that it refers to.
+    pub(super) fn apply(
+        &mut self,
+        frame: &Level,
+        kind: JoinKind,
+        left: Part,
+        lateral: Lateral<'_>,
+        conditions: Vec<Condition>,
+    ) -> Step<Part> {
+        let odd = || {
+            Refusal::new(
+                "unsupported.lateral",
+                "a LATERAL item that is no plain subquery refers to other tables of FROM",
+            )
+        };
+        if lateral.item.tag != "RANGETBLREF" {
+            return Err(odd());
+        }
+        let rtindex = lateral.item.int("rtindex")?;
+        let entry = range_table_entry(&frame.query, rtindex)?;
+        let query = match entry.int("rtekind")? {
+            1 => entry.node("subquery")?,
+            _ => return Err(odd()),
+        };
+        let (mut entries, left) = left;
+        let nodes = self.references(frame, query)?;
+        let placed = nodes.iter().map(|n| left.place(n)).collect::<Step<Vec<_>>>()?;
+        let domain = self.domain(&left, &placed)?;
+        let outer = Outer { nodes, types: domain.columns.clone(), domain: Some(domain) };
+        let right = self.query(&Frame::below(frame, query, Some(outer)))?;
+        let (left, positions) = self.columns_for(left, &placed)?;
+        let keys = positions.into_iter().zip(right.outer_columns());
+        let keys = keys
+            .map(|(l, r)| JoinKey {
+                left: l,
+                right: r,
+                form: KeyForm::by_image(&left.columns[l]),
+                nulls_match: true,
+            })
+            .collect();
+        let visible = right.visible();
+        let mut right = right.named(rtindex, (1..).take(visible).collect());
+        right.blocks.retain(|b| b.rtindex != OUTER);
+        let right = self.filter_all(right, lateral.conditions)?;
+        let right_entries = BTreeSet::from([rtindex]);
+        let stage = self.join(kind, (entries.clone(), left), (right_entries, right), conditions, keys)?;
+        entries.insert(rtindex);
+        Ok((entries, stage))
+    }
+}
