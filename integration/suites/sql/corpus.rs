@@ -65,7 +65,7 @@ async fn play(schema: &Schema, files: &[&'static str]) {
 }
 
 /// The queries of a file.
-fn blocks(text: &'static str) -> Vec<Case> {
+pub fn blocks(text: &'static str) -> Vec<Case> {
     let block = |block: &'static str| {
         let (name, query) = block.split_once('\n').expect("a name and a query");
         let query = query.trim().trim_end_matches(';');

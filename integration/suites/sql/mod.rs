@@ -7,9 +7,13 @@
 //! `PGTRICKLE_SQL_SEED` chooses other random changes.
 
 mod corpus;
+mod page;
 mod pinned;
 pub mod report;
 mod runner;
+mod toast;
+mod tpch;
+mod types;
 pub mod workload;
 
 use std::collections::BTreeSet;
