@@ -87,12 +87,15 @@ create table if not exists pgtrickle.pgt_dependencies (
     pgt_id bigint not null references pgtrickle.pgt_stream_tables on delete cascade,
     source regclass,
     source_name text not null,
-    source_type text not null check (source_type in ('TABLE', 'STREAM_TABLE', 'VIEW', 'MATVIEW', 'FOREIGN_TABLE')),
+    source_type text not null check (source_type in ('TABLE', 'PARTITIONED_TABLE', 'STREAM_TABLE', 'VIEW', 'MATVIEW', 'FOREIGN_TABLE')),
     columns_used text[],
     cdc_mode text not null default 'WAL',
     fingerprint text,
     primary key (pgt_id, source_name)
 );
+alter table pgtrickle.pgt_dependencies drop constraint if exists pgt_dependencies_source_type_check;
+alter table pgtrickle.pgt_dependencies add constraint pgt_dependencies_source_type_check
+    check (source_type in ('TABLE', 'PARTITIONED_TABLE', 'STREAM_TABLE', 'VIEW', 'MATVIEW', 'FOREIGN_TABLE'));
 -- A materialized view may be restored after this table's rows: it is known by its name alone.
 update pgtrickle.pgt_dependencies set source = null where source_type = 'MATVIEW' and source is not null;
 

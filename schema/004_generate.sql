@@ -12,14 +12,16 @@ create or replace function pgtrickle._query_settings() returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select jsonb_build_object('TimeZone', current_setting('TimeZone'), 'lc_monetary', current_setting('lc_monetary'),
         'lc_numeric', current_setting('lc_numeric'), 'lc_time', current_setting('lc_time'),
-        'default_text_search_config', current_setting('default_text_search_config'))
+        'default_text_search_config', current_setting('default_text_search_config'),
+        -- Texts are those of style ISO; the order of day and month tells how ambiguous ones are read.
+        'DateStyle', 'ISO, ' || split_part(current_setting('DateStyle'), ', ', 2))
 $$;
 
 -- The settings that the image of a row depends on; the others matter only to the query. Setting a locale is slow
 -- (it is checked with the operating system), and apply_<id> is called for every small batch.
 create or replace function pgtrickle._image_settings(settings jsonb, view regclass) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select settings - array['lc_numeric', 'lc_time', 'default_text_search_config']
+    select settings - array['lc_numeric', 'lc_time', 'default_text_search_config', 'DateStyle']
         - case when exists (select from pg_attribute a where a.attrelid = view and a.attnum > 0
                               and a.atttypid::bigint < 16384 and a.atttypid not in ('money'::regtype, 'money[]'::regtype)
                            having count(*) = (select count(*) from pg_attribute b where b.attrelid = view and b.attnum > 0))
@@ -29,7 +31,8 @@ $$;
 -- The SET clauses of the per-table functions.
 create or replace function pgtrickle._pinned(settings jsonb) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select E'set search_path = pg_catalog, pg_temp\n set datestyle = ''ISO, MDY''\n set intervalstyle = postgres\n'
+    select E'set search_path = pg_catalog, pg_temp\n set intervalstyle = postgres\n'
+        || case when settings ? 'DateStyle' then '' else E' set datestyle = ''ISO, MDY''\n' end
         || E' set extra_float_digits = 1\n set bytea_output = hex\n set xmlbinary = base64\n set jit = off\n'
         || coalesce((select string_agg(format(E' set %I = %L\n', s.key, s.value), '' order by s.key)
                        from jsonb_each_text(settings) s), '')
@@ -327,12 +330,17 @@ declare
     e record;
     args text;
 begin
-    for e in select (v ->> 'inputs')::int as inputs, v ->> 'sql' as body, n - 1 as number
+    for e in select (v ->> 'inputs')::int as inputs, v ->> 'sql' as body, n - 1 as number,
+                    case v ->> 'result' when 'record' then 'record' else 'text' end as result
                from jsonb_array_elements(evaluations) with ordinality x (v, n) loop
         args := array_to_string(array_fill('text[]'::text, array[greatest(e.inputs, 1)]), ', ');
-        execute format(E'create or replace function pgtrickle_queries.evaluate_%s_%s(%s, out o bigint, out r text) '
+        -- The result's type can't be replaced.
+        if to_regprocedure(format('pgtrickle_queries.evaluate_%s_%s(%s)', id, e.number, args)) is not null then
+            execute format('drop function pgtrickle_queries.evaluate_%s_%s(%s)', id, e.number, args);
+        end if;
+        execute format(E'create function pgtrickle_queries.evaluate_%s_%s(%s, out o bigint, out r %s) '
                        'returns setof record language sql volatile security definer\n%sas %L',
-                       id, e.number, args, pgtrickle._pinned(settings), e.body);
+                       id, e.number, args, e.result, pgtrickle._pinned(settings), e.body);
         execute format('revoke all on function pgtrickle_queries.evaluate_%s_%s(%s) from public', id, e.number, args);
     end loop;
 end $$;
@@ -404,7 +412,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select c.oid::regclass, format('%I.%I', n.nspname, c.relname),
            case when exists (select from pgtrickle.stream_table_names s where s.relid = c.oid) then 'STREAM_TABLE'
                 when c.relkind = 'v' then 'VIEW' when c.relkind = 'm' then 'MATVIEW'
-                when c.relkind = 'f' then 'FOREIGN_TABLE' else 'TABLE' end,
+                when c.relkind = 'f' then 'FOREIGN_TABLE' when c.relkind = 'p' then 'PARTITIONED_TABLE' else 'TABLE' end,
            array_agg(distinct a.attname::text) filter (where a.attname is not null),
            bool_or(f.depth > 1)
       from refs f join pg_class c on c.oid = f.rel and c.relkind in ('r', 'p', 'v', 'm', 'f')

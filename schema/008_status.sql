@@ -23,7 +23,9 @@ select s.pgt_id, n.pgt_schema, n.pgt_name, n.relid as pgt_relid, s.owner, s.pipe
        case d.kind when 'DURATION' then clock_timestamp() - t.data_timestamp > make_interval(secs => d.seconds * 2 + 1)
                    when 'CALCULATED' then clock_timestamp() - t.data_timestamp
                        > pgtrickle._setting_interval('stale_after', '5 min')
-                   when 'MANUAL' then false end as stale
+                   when 'MANUAL' then false end as stale,
+       -- What stable expressions of the query are computed under, for ever.
+       case when n.mine then s.query_settings end as query_settings
   from pgtrickle.pgt_stream_tables s
   join pgtrickle.stream_table_names n on n.pgt_id = s.pgt_id
   left join pgtrickle.pgt_pipelines p on p.pipeline = s.pipeline and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'

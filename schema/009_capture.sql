@@ -200,6 +200,15 @@ begin
         select md5(p.prosrc) from pg_proc p where p.oid = to_regprocedure(fn)) where t.source_id = id;
 end $$;
 
+-- Whether statement triggers would miss rows of a table, or see those of others: the apply worker of a subscription
+-- fires row triggers only, and a statement fires statement triggers of the table that it names, whichever of the
+-- partitions or children the rows are in. Row triggers fire where the row is; TRUNCATE fires those of each table.
+create or replace function pgtrickle._needs_row_triggers(rel oid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select exists (select from pg_subscription_rel r where r.srrelid = rel)
+        or exists (select from pg_inherits i where rel in (i.inhrelid, i.inhparent))
+$$;
+
 -- Creates, replaces (mode buffer or message) or drops (mode off) the triggers of a source, with the caller's rights.
 -- SHARE ROW EXCLUSIVE waits for every earlier writer of the table, so nothing of the change is missed.
 create or replace function pgtrickle._set_triggers(id bigint, rel regclass, mode text, epoch bigint, per_row boolean)
@@ -277,8 +286,7 @@ begin
         perform pgtrickle._create_capture(id);
     end if;
     next_epoch := s.trigger_epoch + case when fresh then 1 else 0 end;
-    -- The apply worker of a subscription fires row triggers only.
-    per_row := exists (select from pg_subscription_rel r where r.srrelid = s.source);
+    per_row := pgtrickle._needs_row_triggers(s.source);
     if pg_has_role(current_user, (select c.relowner from pg_class c where c.oid = s.source), 'USAGE') then
         perform pgtrickle._set_triggers(id, s.source, mode, next_epoch, per_row);
     else
@@ -364,8 +372,8 @@ begin
         elsif t.tgfoid <> fn or t.tgargs <> convert_to(mode, 'UTF8') || '\x00'::bytea
                 || convert_to(s.trigger_epoch::text, 'UTF8') || '\x00'::bytea then
             return format('the trigger for %s is another one', op);
-        elsif op <> 'truncate' and (t.tgtype & 1 = 1) <> exists (select from pg_subscription_rel r where r.srrelid = s.source) then
-            return format('the trigger for %s does not fire for what arrives through the subscription', op);
+        elsif op <> 'truncate' and t.tgtype & 1 = 0 and pgtrickle._needs_row_triggers(s.source) then
+            return format('the trigger for %s does not fire for what arrives through a subscription or another table''s name', op);
         end if;
     end loop;
     return null;

@@ -34,7 +34,8 @@ async fn same_values(client: &Client, view: &str, prepared: &Prepared) -> std::r
         texts.push(vec![None; count as usize]);
     }
     let parameters: Vec<_> = texts.iter().map(|t| t as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-    let sql = format!("select array_agg(r order by o) from ({}) e", verify::evaluation_sql(&prepared.batch));
+    let sql =
+        format!("select array_agg(r::text order by o) from ({}) e", verify::evaluation_sql(&prepared.batch));
     let evaluated = client.query_one(&sql, &parameters).await;
     let sql = format!("select array_agg(row(v.e)::text order by v.id) from {view} v");
     let wanted = client.query_one(&sql, &[]).await;

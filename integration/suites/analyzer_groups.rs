@@ -75,7 +75,7 @@ pub(super) async fn group(client: &Client, rows: Rows, keys: &[GroupKey], batch:
         }
     }
     let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
-    let sql = verify::group_sql(batch);
+    let sql = format!("select o, r::text from ({}) q", verify::group_sql(batch));
     let results = client.query(&sql, &params).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     let mut classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
     if batch.form == GroupForm::Windows {

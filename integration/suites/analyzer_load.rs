@@ -54,6 +54,7 @@ async fn views_are_followed_and_placeholders_are_no_sources() {
         names.sort();
         let wanted = [
             ("below", 'v'),
+            ("child", 'r'),
             ("good_pair", 'c'),
             ("middle", 'v'),
             ("pair", 'c'),

@@ -121,7 +121,9 @@ impl Interpreter<'_> {
     async fn run(&self, rel: &Rel) -> Rows {
         match rel {
             Rel::Source { source, attributes } => self.source(*source, attributes).await,
-            Rel::StreamTable { .. } => panic!("no stream tables here"),
+            Rel::StreamTable { .. } => {
+                panic!("nothing of the kind here")
+            }
             Rel::Constant { rows } => rows.clone(),
             Rel::Filter { input, predicate } => {
                 let rows = Box::pin(self.run(input)).await;
@@ -181,7 +183,7 @@ impl Interpreter<'_> {
                 let rows = Box::pin(self.run(input)).await;
                 analyzer_groups::top(rows, partition, order, (*offset, *limit, *with_ties))
             }
-            Rel::UnionAll { inputs } => {
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
                 let mut all = Vec::new();
                 for input in inputs {
                     all.extend(Box::pin(self.run(input)).await);
@@ -216,7 +218,7 @@ impl Interpreter<'_> {
             arrays.push(vec![None; rows.len()]);
         }
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
-        let sql = verify::evaluation_sql(batch);
+        let sql = format!("select o, r::text from ({}) q", verify::evaluation_sql(batch));
         let results = self.client.query(&sql, &params).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
         let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         let mut out = rows;

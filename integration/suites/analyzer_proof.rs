@@ -247,7 +247,7 @@ async fn constants_of_views_below_and_generated_columns_get_their_text() {
             owner_function: None,
         };
         verify::verify(&mut client, &loaded.facts, &batch, &[expr], &inputs).await.expect("is proven");
-        let sql = verify::evaluation_sql(&batch);
+        let sql = format!("select o, r::text from ({}) q", verify::evaluation_sql(&batch));
         let rows = client.query(&sql, &[&vec![Some("3"), None, Some("7")]]).await.expect("evaluates");
         let mut rows: Vec<(i64, &str)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
         rows.sort();

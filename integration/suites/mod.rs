@@ -33,6 +33,8 @@ mod rights;
 mod schema;
 mod servers;
 mod snapshots;
+mod sql;
 mod sql_groups;
+mod sql_partitions;
 mod sql_subqueries;
 mod stand_in;

@@ -246,9 +246,8 @@ fn key_facts(facts: &Facts) -> KeyFacts {
             };
             keys.views.insert(stream_table.view, keys_of_view);
         }
-        if !relation.has_children {
-            keys.sources.insert(relation.oid, RelationKeys { not_null, unique });
-        }
+        // Of a partitioned table for all its rows, else for the rows of the table alone.
+        keys.sources.insert(relation.oid, RelationKeys { not_null, unique });
     }
     keys
 }

@@ -123,9 +123,10 @@ pub struct Relation {
     pub security_barrier: bool,
     pub security_invoker: bool,
     pub owner: u32,
-    pub is_partition: bool,
     /// Has children in `pg_inherits` (or is partitioned).
     pub has_children: bool,
+    /// All relations below it in `pg_inherits`, each once, ascending: what its name reads besides its own rows.
+    pub descendants: Vec<u32>,
     /// Live columns, ascending attnum.
     pub columns: Vec<Column>,
     /// Immediate, valid, non-partial unique indexes over plain columns, primary key first.

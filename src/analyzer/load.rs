@@ -112,6 +112,7 @@ async fn load_oids<C: GenericClient + Sync>(
         }
         for (oid, mut relation) in lookup::relations(client, &relations).await? {
             relation.stream_table = stream_tables.get(&oid).cloned();
+            found.relations.extend(&relation.descendants);
             for column in &relation.columns {
                 found.types.insert(column.ty.oid);
                 found.add_typmod(column.ty.oid, column.ty.typmod);

@@ -65,11 +65,20 @@ const COLLATIONS: &str = "select c.oid, n.nspname::pg_catalog.text, c.collname::
 
 const RELATIONS: &str = "select c.oid, n.nspname::pg_catalog.text, c.relname::pg_catalog.text, \
     c.relkind::pg_catalog.text, c.relpersistence::pg_catalog.text, c.relreplident::pg_catalog.text, \
-    c.relrowsecurity, coalesce(c.reloptions, '{}'::pg_catalog.text[]), c.relowner, c.relispartition, \
+    c.relrowsecurity, coalesce(c.reloptions, '{}'::pg_catalog.text[]), c.relowner, \
     c.relkind operator(pg_catalog.=) 'p' or exists (select from pg_catalog.pg_inherits i \
       where i.inhparent operator(pg_catalog.=) c.oid) \
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace \
     where c.oid operator(pg_catalog.=) any ($1)";
+
+/// A partition whose DETACH CONCURRENTLY is under way is not read any more.
+const DESCENDANTS: &str = "with recursive below (top, oid) as ( \
+      select i.inhparent, i.inhrelid from pg_catalog.pg_inherits i \
+       where i.inhparent operator(pg_catalog.=) any ($1) and not i.inhdetachpending \
+      union \
+      select b.top, i.inhrelid from below b join pg_catalog.pg_inherits i \
+        on i.inhparent operator(pg_catalog.=) b.oid and not i.inhdetachpending) \
+    select top, oid from below order by top, oid";
 
 /// A NOT NULL constraint may be NOT VALID from 18 on; `attnotnull` is set all the same.
 const COLUMNS: &str = "select a.attrelid, a.attnum, a.attname::pg_catalog.text, a.atttypid, a.atttypmod, \
@@ -252,13 +261,19 @@ pub(super) async fn relations<C: GenericClient + Sync>(
                 security_barrier: is_on(&options, "security_barrier"),
                 security_invoker: is_on(&options, "security_invoker"),
                 owner: r.get(8),
-                is_partition: r.get(9),
-                has_children: r.get(10),
+                has_children: r.get(9),
+                descendants: Vec::new(),
                 columns: Vec::new(),
                 unique_keys: Vec::new(),
                 stream_table: None,
             },
         );
+    }
+    let parents: Vec<u32> = relations.values().filter(|r| r.has_children).map(|r| r.oid).collect();
+    for r in rows(client, DESCENDANTS, &parents).await? {
+        if let Some(relation) = relations.get_mut(&r.get::<_, u32>(0)) {
+            relation.descendants.push(r.get(1));
+        }
     }
     for r in rows(client, COLUMNS, oids).await? {
         if let Some(relation) = relations.get_mut(&r.get::<_, u32>(0)) {

@@ -13,6 +13,7 @@ pub mod load;
 mod lookup;
 pub mod node;
 mod oids;
+pub mod settings;
 pub mod translate;
 pub mod verify;
 pub mod volatility;

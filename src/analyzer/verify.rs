@@ -24,9 +24,10 @@ pub use groups::{GroupOriginals, group_sql, verify_group};
 
 /// The statement that evaluates a batch. Parameters: one `text[]` per input column, in order (one array of NULLs if
 /// there is no input), all of the same length: the text of each value. Result: one row per element: `o` int8, counted
-/// from 1, and `r` text: the record text of the expressions' values. Rows come in any order.
+/// from 1, and `r` record: the expressions' values. Rows come in any order. The record becomes text outside, so that an
+/// owner's function with settings of its own computes values, and the sidecar's session prints them.
 pub fn evaluation_sql(batch: &RemoteBatch) -> String {
-    statement(batch, |i| format!("${i}"))
+    statement(batch, |i| format!("${i}"), "")
 }
 
 /// The statement of any work of a plan.
@@ -37,7 +38,8 @@ pub fn work_sql(work: RemoteWork<'_>) -> String {
     }
 }
 
-fn statement(batch: &RemoteBatch, parameter: impl Fn(usize) -> String) -> String {
+/// `cast` follows the record.
+fn statement(batch: &RemoteBatch, parameter: impl Fn(usize) -> String, cast: &str) -> String {
     let count = batch.inputs.len().max(1);
     let arrays: Vec<_> =
         (1..=count).map(|i| format!("pg_catalog.unnest({}::pg_catalog.text[])", parameter(i))).collect();
@@ -48,7 +50,7 @@ fn statement(batch: &RemoteBatch, parameter: impl Fn(usize) -> String) -> String
     let exprs: Vec<_> = batch.exprs.iter().map(|e| e.sql.as_str()).collect();
     // OFFSET 0 keeps the casts below: pulled up, they would be computed once per use.
     format!(
-        "select x.o, (row({}))::pg_catalog.text as r from (select {}u.o from rows from ({}) with ordinality \
+        "select x.o, (row({})){cast} as r from (select {}u.o from rows from ({}) with ordinality \
          as u({}, o) offset 0) x",
         exprs.join(", "),
         casts.concat(),
@@ -120,7 +122,9 @@ pub async fn verify<C: GenericClient>(
     if originals.len() != batch.exprs.len() {
         return Err(Error::internal("a batch with another number of expressions than originals"));
     }
-    let query = probe(client, &statement(batch, |_| "null".to_owned())).await?;
+    // No view holds a record.
+    let probed = statement(batch, |_| "null".to_owned(), "::pg_catalog.text");
+    let query = probe(client, &probed).await?;
     let odd = || Error::unsupported("the check of an expression gave a tree of an unknown form");
     let tables = query.nodes("rtable")?;
     let source = tables.iter().position(|t| t.field("rtekind") == &Value::Int(1)).ok_or_else(odd)?;

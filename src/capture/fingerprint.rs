@@ -1,8 +1,9 @@
 //! What makes held rows valid besides row changes: the shape of the source.
 //!
-//! ALTER TYPE ... USING, a rename of an enum label, INHERIT, a new replica identity change rows or their text without a
-//! single row in the WAL. The fingerprint covers them; it is read at the boundary, under the locks, and compared again
-//! by a timer. A difference means: read the source again.
+//! ALTER TYPE ... USING, a rename of an enum label, a new replica identity change rows or their text without a single
+//! row in the WAL. The fingerprint covers them; it is read at the boundary, under the locks, and compared again by a
+//! timer. A difference means: read the source again. A source is a table's own rows: its children are not part of it
+//! but of the plans that read them (`supervisor::validity`).
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ pub type Fingerprints = BTreeMap<u32, Fingerprint>;
 /// The shape of a source as far as held rows depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Names, types, identity, children, labels.
+    /// Names, types, identity, labels.
     shape: String,
     /// `xmin` of the held columns' `pg_attribute` rows: every ALTER of a column moves it, also one that keeps the type;
     /// so does a GRANT on a column.
@@ -35,7 +36,7 @@ impl Fingerprint {
 }
 
 const SQL: &str = "
-select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, c.relispartition,
+select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity,
     (select string_agg(concat_ws(',', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
                                  a.attgenerated), ';' order by a.attnum)
        from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -44,8 +45,7 @@ select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersisten
       where e.enumtypid in (select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = any(w.attributes))),
     (select string_agg(concat_ws(',', i.indexrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indisvalid), ';'
             order by i.indexrelid)
-       from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique),
-    (select string_agg(h.inhrelid::text, ',' order by h.inhrelid) from pg_catalog.pg_inherits h where h.inhparent = c.oid))),
+       from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique))),
     (select coalesce(string_agg(a.xmin::text, ',' order by a.attnum), '') from pg_catalog.pg_attribute a
       where a.attrelid = c.oid and a.attnum = any(w.attributes) and not a.attisdropped),
     c.relfilenode

@@ -176,6 +176,12 @@ impl SourceSpec {
             && other.columns.iter().all(|c| held.contains(c))
     }
 
+    /// Whether a column of `other` is held under another name or as another type.
+    pub fn contradicts(&self, other: &SourceSpec) -> bool {
+        let held = |c: &HeldColumn| self.columns.iter().find(|h| h.attnum == c.attnum);
+        other.columns.iter().any(|c| held(c).is_some_and(|h| h != c))
+    }
+
     /// Appends the columns of `other` that are missing.
     pub fn extend(&mut self, other: &SourceSpec) {
         for column in &other.columns {

@@ -209,9 +209,13 @@ pub async fn captured_names(client: &Client, pipeline: &str) -> Result<Vec<Strin
             select d.refobjid from used u
               join pg_catalog.pg_rewrite w on w.ev_class = u.rel
               join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
-               and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> u.rel)
-        select distinct pg_catalog.format('%I.%I', n.nspname, c.relname) from used u
-          join pg_catalog.pg_class c on c.oid = u.rel and c.relkind in ('r', 'p', 'f')
+               and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> u.rel),
+        below (rel) as (
+            select u.rel from used u
+            union
+            select i.inhrelid from below b join pg_catalog.pg_inherits i on i.inhparent = b.rel)
+        select distinct pg_catalog.format('%I.%I', n.nspname, c.relname) from below u
+          join pg_catalog.pg_class c on c.oid = u.rel and c.relkind in ('r', 'f')
           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where not exists (select from pgtrickle.pgt_stream_tables s where s.pgt_relid = c.oid
                               and s.refresh_mode = 'DIFFERENTIAL')
@@ -320,6 +324,18 @@ pub async fn fail(
     })
 }
 
+/// Stream tables that have left the dataflow to come back by a reconcile: until then they hold what they held at
+/// `frontier`. A row that somebody's open transaction holds is left out.
+pub async fn behind(client: &Client, views: &[ViewId], frontier: u64) -> Result<()> {
+    const SQL: &str = "with free as (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = any ($1)
+            for no key update skip locked)
+        update pgtrickle.pgt_stream_tables s set status = 'INITIALIZING', frontier = $2,
+            data_timestamp = (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
+            from free where s.pgt_id = free.pgt_id and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'";
+    client.execute(SQL, &[&views, &PgLsn::from(frontier)]).await.map_err(error)?;
+    Ok(())
+}
+
 /// What became of a change of a catalog row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noted {
@@ -378,6 +394,12 @@ pub async fn set_dependencies(
     for (oid, kind, columns) in sources {
         client.execute(SQL, &[&view, oid, kind, columns]).await.map_err(error)?;
     }
+    // A partition that was detached, a table that was renamed.
+    const GONE: &str = "delete from pgtrickle.pgt_dependencies d where d.pgt_id = $1
+        and not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where c.oid = any ($2) and d.source_name = pg_catalog.format('%I.%I', n.nspname, c.relname))";
+    let oids: Vec<u32> = sources.iter().map(|(oid, ..)| *oid).collect();
+    client.execute(GONE, &[&view, &oids]).await.map_err(error)?;
     Ok(())
 }
 

@@ -109,7 +109,9 @@ pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<Arrangem
             shared_keys(left, bindings, out);
             shared_keys(right, bindings, out);
         }
-        Rel::UnionAll { inputs } => inputs.iter().for_each(|i| shared_keys(i, bindings, out)),
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+            inputs.iter().for_each(|i| shared_keys(i, bindings, out));
+        }
         Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
     }
 }
@@ -227,9 +229,11 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
             }
             Rendered { rows, failures, sound: true }
         }
-        Rel::UnionAll { inputs } => {
+        Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
             let mut all = inputs.iter().map(|i| render(context, i)).collect::<Result<Vec<_>>>()?.into_iter();
-            let Some(first) = all.next() else { return Err(Error::internal("a union of nothing")) };
+            let Some(first) = all.next() else {
+                return render(context, &Rel::Constant { rows: Vec::new() });
+            };
             all.fold(first, |sum, next| Rendered {
                 rows: sum.rows.concat(next.rows),
                 failures: sum.failures.into_iter().chain(next.failures).collect(),

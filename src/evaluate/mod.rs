@@ -52,14 +52,17 @@ pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationReq
 
 /// The statement of some work: the expressions themselves, or the call of the owner's function. The condition names no
 /// column, so the server decides it before it calls anything: a function that was exchanged is not run, its rows stay
-/// away, and the pipeline starts anew and looks at the stream table again.
+/// away, and the pipeline starts anew and looks at the stream table again. Values become text here, under the settings of
+/// this session: the function may run in another time zone.
 fn call(view: ViewId, work: RemoteWork<'_>) -> String {
-    let Some(number) = work.owner_function() else { return work_sql(work) };
+    let Some(number) = work.owner_function() else {
+        return format!("select q.o, (q.r)::pg_catalog.text from ({}) q", work_sql(work));
+    };
     let arguments: Vec<String> = (1..=work.parameters()).map(|i| format!("${i}::text[]")).collect();
     let name = format!("pgtrickle_queries.evaluate_{view}_{number}");
     let types = vec!["pg_catalog.text[]"; arguments.len()].join(", ");
     format!(
-        "select o, r from {name}({})
+        "select o, (r)::pg_catalog.text from {name}({})
          where (select p.prosecdef and p.proowner = c.relowner
                   from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
                   join pg_catalog.pg_proc p on p.oid = pg_catalog.to_regprocedure('{name}({types})')

@@ -71,21 +71,23 @@ impl Explainer<'_> {
         for remote in exprs {
             self.computed += 1;
             labels.push(format!("pg{}", self.computed));
-            let owner = if remote.builtin_only { "" } else { " (user functions)" };
+            let owner =
+                if remote.builtin_only { "" } else { " (as the owner, under the settings of the creation)" };
             parts.push(format!("pg{} = {}{owner}", self.computed, remote.sql));
         }
         parts
     }
 
+    fn source(&self, source: SourceId, attributes: &[i16]) -> Text {
+        let known = self.names.sources.get(&source);
+        let name = known.map_or_else(|| format!("relation {source}"), |(n, _)| n.clone());
+        let column = |a: &i16| known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"));
+        leaf("Source", &name, attributes.iter().map(column).collect())
+    }
+
     fn rel(&mut self, rel: &Rel) -> Text {
         match rel {
-            Rel::Source { source, attributes } => {
-                let known = self.names.sources.get(source);
-                let name = known.map_or_else(|| format!("relation {source}"), |(n, _)| n.clone());
-                let column =
-                    |a: &i16| known.and_then(|(_, c)| c.get(a)).cloned().unwrap_or_else(|| format!("#{a}"));
-                leaf("Source", &name, attributes.iter().map(column).collect())
-            }
+            Rel::Source { source, attributes } => self.source(*source, attributes),
             Rel::StreamTable { view, columns } => {
                 let known = self.names.views.get(view);
                 let name = known.map_or_else(|| format!("stream table {view}"), |(n, _)| n.clone());
@@ -208,6 +210,12 @@ impl Explainer<'_> {
                 let inputs: Vec<Text> = inputs.iter().map(|i| self.rel(i)).collect();
                 let labels = inputs.first().map(|i| i.labels.clone()).unwrap_or_default();
                 nested("UnionAll".to_owned(), inputs, labels)
+            }
+            Rel::Partitioned { root, attributes, leaves } => {
+                let top = self.source(*root, attributes);
+                let head = top.lines.first().map(|l| l.replacen("Source", "Partitioned", 1));
+                let leaves = leaves.iter().map(|i| self.rel(i)).collect();
+                nested(head.unwrap_or_default(), leaves, top.labels)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Proof of keys: sets of output columns that are unique and NOT NULL (D17).
 //!
 //! Invariant: only facts that the sources guarantee now are used: immediate, valid unique indexes over NOT NULL columns
-//! of relations that are neither inherited nor partitioned (hazard A8). Whoever stores a plan keeps those constraints in
+//! of a table's own rows or of a partitioned table; none spans the children that inherit from a table (hazard A8). Whoever stores a plan keeps those constraints in
 //! its fingerprint, for the user may drop them.
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,6 +24,7 @@ pub struct RelationKeys<C> {
 /// Facts by attnum for sources and by output column for stream tables.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFacts {
+    /// Of a partitioned table the root: what is unique there is unique across its leaves.
     pub sources: HashMap<SourceId, RelationKeys<i16>>,
     pub views: HashMap<ViewId, RelationKeys<usize>>,
 }
@@ -205,6 +206,7 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             }
             Proven::new(not_null, [])
         }
+        Rel::Partitioned { root, attributes, .. } => leaf(facts.sources.get(root), attributes),
     }
 }
 
@@ -217,8 +219,9 @@ fn grouped(input: Proven, group: &[GroupKey], aggregates: Vec<bool>) -> Proven {
     proven.inherit(&input, |c| columns.iter().position(|g| *g == c));
     proven.images.push((0..columns.len()).collect());
     // Grouping by images can tell apart what the type's equality does not.
-    if group.iter().all(|g| g.form != KeyForm::Exact) {
-        proven.add(proven.reduced((0..columns.len()).collect()));
+    let key = proven.reduced((0..columns.len()).collect());
+    if key.iter().all(|&c| group[c].form != KeyForm::Exact) {
+        proven.add(key);
     }
     for key in &input.keys {
         let mapped: Option<BTreeSet<usize>> =

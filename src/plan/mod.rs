@@ -16,7 +16,7 @@ use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
 pub use group::{GroupBatch, GroupForm, RemoteWork, SortKey};
 
-/// OID of a captured relation (for a partitioned or inherited table its root).
+/// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
 
 /// Identity of a stream table: `pgt_stream_tables.pgt_id`.
@@ -45,6 +45,9 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
+    /// smallest first.
+    SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
     /// Collects the rows of each group and lets PostgreSQL compute what depends on all of them; [`GroupForm`] says
     /// which columns come out.
     Group { input: Box<Rel>, keys: Vec<GroupKey>, batch: GroupBatch },
@@ -59,9 +62,8 @@ pub enum Rel {
         limit: Option<u64>,
         with_ties: bool,
     },
-    /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
-    /// smallest first.
-    SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
+    /// The given attributes of a partitioned table: the rows of its leaf partitions, of which there may be none.
+    Partitioned { root: SourceId, attributes: Vec<i16>, leaves: Vec<Rel> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -226,6 +228,7 @@ pub fn width(rel: &Rel) -> usize {
         },
         Rel::TopK { input, .. } => width(input),
         Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
 
@@ -242,7 +245,7 @@ impl Rel {
             | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
-            Rel::UnionAll { inputs } => inputs.iter().collect(),
+            Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
 
@@ -269,27 +272,26 @@ impl Rel {
     /// Numbers the batches that call users' code, from 0 in the order of a walk: each has a function of its owner's.
     /// Equal batches share one, so that equal subtrees stay equal.
     pub fn number_user_batches(&mut self) {
-        #[derive(Default)]
-        struct Numbered {
-            rows: Vec<(RemoteBatch, u32)>,
-            groups: Vec<(GroupBatch, u32)>,
-            next: u32,
+        #[derive(PartialEq)]
+        enum Known {
+            Rows(RemoteBatch),
+            Group(GroupBatch),
         }
-        fn number<B: Clone + PartialEq>(batch: &B, known: &mut Vec<(B, u32)>, next: &mut u32) -> u32 {
-            if let Some((_, number)) = known.iter().find(|(b, _)| b == batch) {
-                return *number;
-            }
-            known.push((batch.clone(), *next));
-            *next += 1;
-            *next - 1
+        /// The number of an equal batch met before, or the next one.
+        fn number(batch: Known, known: &mut Vec<Known>) -> Option<u32> {
+            let position = known.iter().position(|k| *k == batch).unwrap_or_else(|| {
+                known.push(batch);
+                known.len() - 1
+            });
+            u32::try_from(position).ok()
         }
-        fn walk(rel: &mut Rel, next: &mut Numbered) {
+        fn walk(rel: &mut Rel, next: &mut Vec<Known>) {
             match rel {
                 Rel::Evaluate { batch, .. } if batch.exprs.iter().any(|e| !e.builtin_only) => {
-                    batch.owner_function = Some(number(batch, &mut next.rows, &mut next.next));
+                    batch.owner_function = number(Known::Rows(batch.clone()), next);
                 }
                 Rel::Group { batch, .. } if batch.calls_users() => {
-                    batch.owner_function = Some(number(batch, &mut next.groups, &mut next.next));
+                    batch.owner_function = number(Known::Group(batch.clone()), next);
                 }
                 _ => {}
             }
@@ -306,10 +308,12 @@ impl Rel {
                     walk(left, next);
                     walk(right, next);
                 }
-                Rel::UnionAll { inputs } => inputs.iter_mut().for_each(|i| walk(i, next)),
+                Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
+                    inputs.iter_mut().for_each(|i| walk(i, next));
+                }
             }
         }
-        walk(self, &mut Numbered::default());
+        walk(self, &mut Vec::new());
     }
 
     /// Calls `visit` for this operator and all below, from the top.

@@ -27,8 +27,8 @@ use crate::capture::SourceSpec;
 use crate::capture::fingerprint::Fingerprints;
 use crate::capture::poll::Polled;
 use crate::dataflow::{Dataflow, Epoch};
-use crate::error::{Error, ErrorKind, Result};
-use crate::pgoutput::{Assembler, Event as Assembled, Observed, Transaction, widen_xid};
+use crate::error::{Error, Result};
+use crate::pgoutput::{Assembler, Event as Assembled, Transaction, widen_xid};
 use crate::replication::StreamEvent;
 
 /// How often the catalog and the request sequence are looked at.
@@ -237,10 +237,8 @@ impl Engine {
                 self.assembler.begin(commit_lsn, xid, commit_time)
             }
             StreamEvent::Change(bytes) => match self.assembler.change(&bytes)? {
-                Some(Assembled::Relation { relation, observed: Observed::Changed(_) })
-                    if self.sources.layout(relation).is_some() && !self.skipping =>
-                {
-                    Err(Error::new(ErrorKind::Identity, "a source changed its shape"))
+                Some(Assembled::Relation { relation, observed }) if !self.skipping => {
+                    self.described(relation, &observed)
                 }
                 _ => Ok(()),
             },
@@ -302,7 +300,8 @@ impl Engine {
                 self.ready(*prepared);
                 Ok(())
             }
-            Some(prepare::Event::Full { row }) => {
+            Some(prepare::Event::Full { row, validity }) => {
+                self.watched.decided(row.view, validity);
                 self.becomes_full(row);
                 Ok(())
             }

@@ -19,6 +19,7 @@ mod repair;
 mod requests;
 mod resume;
 mod rights;
+mod shape;
 mod sources;
 mod start;
 mod stream;

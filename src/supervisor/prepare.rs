@@ -5,7 +5,7 @@
 //! writers that were there before; lock, snapshot, COPY; read a position and force a flush. A stream table joins once
 //! the stream has passed that position.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +59,8 @@ pub enum Event {
     /// Not incremental: recomputed by PostgreSQL.
     Full {
         row: StreamTableRow,
+        /// What the decision was made from.
+        validity: Option<String>,
     },
     Failed {
         row: StreamTableRow,
@@ -217,14 +219,14 @@ async fn plan_row(
     let plan = match (&analysis.plan, row.requested_mode.as_str()) {
         (_, "FULL") => {
             store::decide(client, row.view, "FULL", Some("asked for at creation")).await?;
-            job.send(Event::Full { row: row.clone() })?;
+            job.send(Event::Full { row: row.clone(), validity })?;
             return Ok(None);
         }
         (Ok(plan), _) => plan.clone(),
         (Err(refusal), "DIFFERENTIAL") => return Err(refusal.clone().into()),
         (Err(refusal), _) => {
             store::decide(client, row.view, "FULL", Some(&refusal.reason)).await?;
-            job.send(Event::Full { row: row.clone() })?;
+            job.send(Event::Full { row: row.clone(), validity })?;
             return Ok(None);
         }
     };
@@ -233,7 +235,7 @@ async fn plan_row(
             return Err(Error::unsupported(reason).with_hint("create it again while the sidecar runs"));
         }
         store::decide(client, row.view, "FULL", Some(&reason)).await?;
-        job.send(Event::Full { row: row.clone() })?;
+        job.send(Event::Full { row: row.clone(), validity })?;
         return Ok(None);
     }
     let specs = match obstacle::specs(client, &analysis, &plan, &job.capturing).await? {
@@ -241,7 +243,7 @@ async fn plan_row(
         Err(obstacle) if row.requested_mode == "DIFFERENTIAL" => return Err(obstacle),
         Err(obstacle) => {
             store::decide(client, row.view, "FULL", Some(obstacle.context())).await?;
-            job.send(Event::Full { row: row.clone() })?;
+            job.send(Event::Full { row: row.clone(), validity })?;
             return Ok(None);
         }
     };
@@ -256,11 +258,16 @@ fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
         ('v', _) => "VIEW",
         ('m', _) => "MATVIEW",
         ('f', _) => "FOREIGN_TABLE",
+        ('p', _) => "PARTITIONED_TABLE",
         _ => "TABLE",
     };
+    // What is read only because it is below another table counts as far as the dataflow reads it.
+    let below: BTreeSet<u32> = analysis.relations.iter().flat_map(|r| r.descendants.clone()).collect();
+    let read = |oid: u32| analysis.plan.as_ref().is_ok_and(|p| p.sources.iter().any(|s| s.source == oid));
     analysis
         .relations
         .iter()
+        .filter(|r| !below.contains(&r.oid) || read(r.oid))
         .map(|r| {
             let used = analysis.sources.iter().find(|s| s.source == r.oid);
             let name = |a: &i16| r.columns.iter().find(|c| c.attnum == *a).map(|c| c.name.clone());

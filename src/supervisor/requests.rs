@@ -109,7 +109,7 @@ async fn analysis(
                 .rel
                 .user_work()
                 .into_iter()
-                .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w)}))
+                .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w), "result": "record"}))
                 .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,
                    "notices": plan.notices, "sources": sources, "evaluations": evaluations})

@@ -66,7 +66,8 @@ pub struct Assigned {
 impl Sources {
     /// An instance that holds what `spec` asks for; a new one if there is none.
     ///
-    /// Errors: `Identity` if the source is captured in another way at present: a start decides for all.
+    /// Errors: `Identity` if the source is captured in another way at present, or its columns are other ones now: a start
+    /// decides for all.
     pub fn require(&mut self, spec: &SourceSpec) -> Result<Assigned> {
         let source = self.by_oid.entry(spec.oid).or_insert_with(|| Source {
             layout: spec.clone(),
@@ -75,6 +76,10 @@ impl Sources {
         });
         if source.layout.captured_by != spec.captured_by {
             let context = format!("{} is to be captured in another way", spec.qualified());
+            return Err(Error::new(ErrorKind::Identity, context));
+        }
+        if source.layout.contradicts(spec) {
+            let context = format!("{} changed its shape", spec.qualified());
             return Err(Error::new(ErrorKind::Identity, context));
         }
         if let Some((id, instance)) =
@@ -124,6 +129,10 @@ impl Sources {
 
     pub fn instances(&self) -> Vec<InstanceId> {
         self.by_oid.values().flat_map(|s| s.instances.keys().copied()).collect()
+    }
+
+    pub fn instances_of(&self, oid: u32) -> Vec<InstanceId> {
+        self.by_oid.get(&oid).map(|s| s.instances.keys().copied().collect()).unwrap_or_default()
     }
 
     /// Bytes of changes that wait for a load.

@@ -1,7 +1,7 @@
 //! What a plan was made from: a change of it means a new plan.
 //!
 //! A view does not depend on the body of a function, on the unique index that proved its key, on the expression of a
-//! generated column, nor on itself being replaced (hazards A6, A8, B9). All of that is read before the analysis and
+//! generated column, on the partitions and children of a table, nor on itself being replaced (hazards A6, A8, B9). All of that is read before the analysis and
 //! again by a timer; a difference takes the stream table out of the dataflow and prepares it anew. Functions that are
 //! called inside of a function's text are not seen: PostgreSQL does not record them.
 
@@ -27,10 +27,24 @@ with recursive rules (pgt_id, rule) as (
        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
       join pg_catalog.pg_class v on v.oid = d.refobjid and v.relkind = 'v'
       join pg_catalog.pg_rewrite w on w.ev_class = v.oid),
-refs (pgt_id, class, oid) as (
+named (pgt_id, class, oid) as (
     select distinct r.pgt_id, d.refclassid::pg_catalog.regclass, d.refobjid from rules r
       join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.rule),
+below (pgt_id, parent, oid) as (
+    select n.pgt_id, i.inhparent, i.inhrelid from named n
+      join pg_catalog.pg_inherits i on n.class = 'pg_catalog.pg_class'::pg_catalog.regclass and i.inhparent = n.oid
+     where not i.inhdetachpending
+    union
+    select b.pgt_id, i.inhparent, i.inhrelid from below b
+      join pg_catalog.pg_inherits i on i.inhparent = b.oid and not i.inhdetachpending),
+refs (pgt_id, class, oid) as (
+    select * from named
+    union
+    select b.pgt_id, 'pg_catalog.pg_class'::pg_catalog.regclass, b.oid from below b),
 facts (pgt_id, fact) as (
+    select b.pgt_id, concat_ws(' ', 'child', b.parent, b.oid, c.relkind, c.relpersistence, c.relrowsecurity)
+      from below b join pg_catalog.pg_class c on c.oid = b.oid
+    union all
     select r.pgt_id, concat_ws(' ', 'rule', w.oid, w.xmin) from rules r join pg_catalog.pg_rewrite w on w.oid = r.rule
     union all
     select r.pgt_id, concat_ws(' ', 'function', p.oid, p.xmin) from refs r

@@ -55,6 +55,18 @@ pub struct Installed {
     pub upstreams: Vec<ViewId>,
 }
 
+impl View {
+    fn uses(&self, instance: InstanceId) -> bool {
+        match &self.state {
+            State::Waiting(p) => p.bindings.values().any(|b| b.instance == instance),
+            State::Installing { installed, .. } | State::Active(installed) => {
+                installed.instances.contains(&instance)
+            }
+            _ => false,
+        }
+    }
+}
+
 #[derive(Default)]
 pub struct Views(pub BTreeMap<ViewId, View>);
 
@@ -92,13 +104,13 @@ impl Views {
 
     /// Whether any view reads an instance.
     pub fn uses(&self, instance: InstanceId) -> bool {
-        self.0.values().any(|v| match &v.state {
-            State::Waiting(p) => p.bindings.values().any(|b| b.instance == instance),
-            State::Installing { installed, .. } | State::Active(installed) => {
-                installed.instances.contains(&instance)
-            }
-            _ => false,
-        })
+        self.0.values().any(|v| v.uses(instance))
+    }
+
+    /// The views that read any of the instances.
+    pub fn reading(&self, instances: &[InstanceId]) -> Vec<ViewId> {
+        let reads = |v: &View| instances.iter().any(|i| v.uses(*i));
+        self.0.iter().filter(|(_, v)| reads(v)).map(|(id, _)| *id).collect()
     }
 
     pub fn all_rows(&self) -> Vec<StreamTableRow> {

@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::PgLsn;
 
 use super::detach;
-use super::diagnose;
 use super::engine::Engine;
 use super::guard::Level;
 use super::load;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
-use super::validity::{self, Validity};
+use super::validity::Validity;
 use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
 use crate::apply::history::Written;
-use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store::{self, Noted, StreamTableRow};
-use crate::dataflow::{Command, DataflowStats};
+use crate::dataflow::{Command, DataflowStats, InstanceId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
@@ -58,6 +56,8 @@ pub(super) struct Watched {
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
+    /// Stream tables that have left the dataflow to be prepared anew, and whose status does not say so yet.
+    pub behind: Vec<ViewId>,
     /// What the plans at hand were made from.
     pub validity: Validity,
     /// Memberships of the publication under which the sources were loaded.
@@ -66,6 +66,16 @@ pub(super) struct Watched {
     pub known: bool,
     /// What a start leaves to be done once everything is right again was done.
     pub completed: bool,
+}
+
+impl Watched {
+    /// What the decision about a stream table was made from.
+    pub fn decided(&mut self, id: ViewId, validity: Option<String>) {
+        match validity {
+            Some(validity) => drop(self.validity.insert(id, validity)),
+            None => drop(self.validity.remove(&id)),
+        }
+    }
 }
 
 fn due(last: &mut Option<Instant>, every: Duration) -> bool {
@@ -103,7 +113,9 @@ impl Engine {
         }
         if due(&mut self.watched.rights, RIGHTS) {
             self.repeat_rights().await?;
-            self.compare_validity().await?;
+            if self.preparing.is_none() {
+                self.compare_validity().await?;
+            }
         }
         if self.announced && !std::mem::replace(&mut self.watched.completed, true) {
             self.complete().await?;
@@ -235,8 +247,7 @@ impl Engine {
                 self.control.execute(SQL, &[&id, &PgLsn::from(self.frontier)]).await.map_err(error)?;
             }
         } else if altered || resumed || dropped {
-            self.remove(id)?;
-            self.set_failed(id, again);
+            self.leave(id, again)?;
         }
         Ok(())
     }
@@ -247,8 +258,14 @@ impl Engine {
         }
     }
 
-    /// Takes a view out of the dataflow, with those that read it (they are prepared again).
+    /// Takes a view out of the dataflow, with those that read it (they are prepared again). What it read stays until the
+    /// next preparation is over, if one is due: it may be read by it.
     pub(super) fn remove(&mut self, id: ViewId) -> Result<()> {
+        self.leave(id, None)
+    }
+
+    /// As [`Engine::remove`]; it comes back at `again`.
+    pub(super) fn leave(&mut self, id: ViewId, again: Option<Instant>) -> Result<()> {
         let downstream = self.views.downstream(id);
         for view in std::iter::once(id).chain(downstream.iter().copied()) {
             if self.views.installed(view).is_some() {
@@ -265,7 +282,7 @@ impl Engine {
         for view in downstream {
             self.set_failed(view, Some(Instant::now()));
         }
-        self.set_failed(id, None);
+        self.set_failed(id, again);
         self.drop_unused()
     }
 
@@ -322,33 +339,9 @@ impl Engine {
         Ok(())
     }
 
-    /// A plan whose foundations have changed is made anew.
-    async fn compare_validity(&mut self) -> Result<()> {
-        let now = validity::read(&self.control, &self.options.pipeline, None).await?;
-        let planned =
-            |s: &State| matches!(s, State::Waiting(_) | State::Installing { .. } | State::Active(_));
-        let changed: Vec<ViewId> = self
-            .views
-            .0
-            .iter()
-            .filter(|(id, v)| planned(&v.state) && now.get(id) != self.watched.validity.get(id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in changed {
-            let name = self.views.0.get(&id).map(|v| v.row.qualified()).unwrap_or_default();
-            tracing::info!(stream_table = %name, "its query, a function, a key or a generated column changed: planned again");
-            self.remove(id)?;
-            self.set_failed(id, Some(Instant::now()));
-        }
-        Ok(())
-    }
-
     /// A prepared stream table waits for its sources.
     pub fn ready(&mut self, mut prepared: prepare::Prepared) {
-        match prepared.validity.take() {
-            Some(validity) => drop(self.watched.validity.insert(prepared.row.view, validity)),
-            None => drop(self.watched.validity.remove(&prepared.row.view)),
-        }
+        self.watched.decided(prepared.row.view, prepared.validity.take());
         let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
         if matches!(view.state, State::Preparing) {
             view.state = State::Waiting(Box::new(prepared));
@@ -436,61 +429,25 @@ impl Engine {
 
     /// Lets go of sources that nothing reads.
     pub fn drop_unused(&mut self) -> Result<()> {
-        if self.preparing.is_some() {
+        let now = Instant::now();
+        let is_due = |v: &View| matches!(v.state, State::Failed { again: Some(at) } if at <= now);
+        if self.preparing.is_some() || self.views.0.values().any(is_due) {
             return Ok(());
         }
         for instance in self.sources.instances() {
-            if self.views.uses(instance) {
-                continue;
-            }
-            self.dataflow.send(Command::DropSource { instance })?;
-            if let Some(oid) = self.sources.release(instance) {
-                self.assembler.unregister(oid);
-                self.fingerprints.remove(&oid);
-                self.watched.shrunk = false;
+            if !self.views.uses(instance) {
+                self.drop_instance(instance)?;
             }
         }
         Ok(())
     }
 
-    async fn compare_fingerprints(&mut self) -> Result<()> {
-        let held: Vec<_> =
-            self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
-        let now = fingerprint::read(&self.control, &held).await?;
-        self.check_triggers().await?;
-        let published = publication::members(&self.control, self.lease.names.publication()).await?;
-        let triggered = self.sources.triggered();
-        let mut unpublished = Vec::new();
-        for (oid, _) in &held {
-            let same =
-                self.fingerprints.get(oid).zip(now.get(oid)).is_some_and(|(was, now)| !was.differs(now));
-            let member = published.get(oid);
-            let captured = triggered.iter().any(|(t, _)| t == oid)
-                || member.is_some() && self.watched.members.get(oid).is_none_or(|was| Some(was) == member);
-            let name = || self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
-            if !same {
-                let context = format!("{} changed its shape", name());
-                return Err(Error::new(ErrorKind::Identity, context));
-            }
-            if !captured {
-                unpublished.push(*oid);
-            }
-        }
-        if !unpublished.is_empty() {
-            return Err(diagnose::tell_unpublished(&self.control, &self.options, &unpublished).await?);
-        }
-        self.fingerprints.extend(now);
-        // Only after the comparison: a table that somebody took out must not come back unnoticed.
-        if !self.stream.is_poll() && !std::mem::replace(&mut self.watched.shrunk, true) {
-            let held = self.sources.held();
-            let awaited = writers::awaited(&self.control, self.lease.names.publication()).await?;
-            let wanted = |oid: &u32| held.iter().any(|(h, _)| h == oid) || awaited.contains(oid);
-            let kept = published.into_keys();
-            let kept: Vec<u32> =
-                kept.filter(|oid| wanted(oid) && !triggered.iter().any(|(t, _)| t == oid)).collect();
-            // In the loop nothing waits for an application's lock.
-            self.watched.shrunk =
-                publication::shrink(&self.control, self.lease.names.publication(), &kept).await?;
+    pub(super) fn drop_instance(&mut self, instance: InstanceId) -> Result<()> {
+        self.dataflow.send(Command::DropSource { instance })?;
+        if let Some(oid) = self.sources.release(instance) {
+            self.assembler.unregister(oid);
+            self.fingerprints.remove(&oid);
+            self.watched.shrunk = false;
         }
         Ok(())
     }

@@ -92,6 +92,8 @@ impl Scene {
     pub(super) async fn check_in_time(&self, names: &[&str]) {
         for name in names {
             wait_until(&format!("{name} to equal its query"), SOON, || async {
+                // It may be noticed only now: then it is prepared anew, and not up to date for a moment.
+                self.passed().await;
                 let rows = self.differs(name).await;
                 let status = self.status(name).await;
                 let right = rows.is_empty() && status == "ACTIVE DIFFERENTIAL";
@@ -99,7 +101,6 @@ impl Scene {
             })
             .await;
         }
-        self.check(names).await;
     }
 
     pub(super) async fn passed(&self) {

@@ -5,8 +5,6 @@ use crate::harness::servers::for_each_major;
 use crate::harness::wait::{SOON, wait_until};
 
 const TABLES: &str = "
-    create table parted (id int primary key, v int) partition by range (id);
-    create table parted_1 partition of parted for values from (0) to (100);
     create table plain (id int primary key, v int);
     create materialized view mat as select id, v from plain;
     create table secret (id int primary key, v int); alter table secret enable row level security;
@@ -29,7 +27,7 @@ async fn sources_that_send_nothing_are_recomputed_with_the_reason() {
             .await
             .is_ok();
         let mut kinds = vec![
-            ("parted", "partitioned"), ("parted_1", "partitioned"), ("mat", "materialized"), ("secret", "row-level security"),
+            ("mat", "materialized"), ("secret", "row-level security"),
         ];
         if foreign {
             kinds.push(("distant", "foreign"));
@@ -62,25 +60,20 @@ async fn sources_that_send_nothing_are_recomputed_with_the_reason() {
 
 /// A live source becomes one whose changes are not in the stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_source_that_gets_row_security_or_partitions_is_recomputed() {
+async fn a_live_source_that_gets_row_security_is_recomputed() {
     for_each_major(async |server| {
-        let scene = Scene::start(server, "create table a (id int primary key, v int); create table b (id int primary key, v int); insert into a values (1, 1); insert into b values (1, 1)").await;
+        let scene =
+            Scene::start(server, "create table a (id int primary key, v int); insert into a values (1, 1)")
+                .await;
         scene.create("of_a", "select id, v from a").await;
-        scene.create("of_b", "select id, v from b").await;
         scene.run("alter table a enable row level security; create policy few on a using (v > 0)").await;
         scene.wait_status("of_a", "ACTIVE FULL").await;
-        scene.run("create table root (id int primary key, v int) partition by range (id); alter table root attach partition b for values from (0) to (100)").await;
-        scene.run("insert into root values (2, 2)").await;
-        scene.wait_status("of_b", "ACTIVE FULL").await;
-        scene.run("select pgtrickle.refresh_stream_table('of_b')").await;
-        assert!(scene.differs("of_b").await.is_empty());
         // PostgreSQL refuses what would silence a published source; a source that left may do it.
-        scene.run("alter table root detach partition b").await;
         wait_until("the table to leave the publication", SOON, || async {
-            scene.app.batch_execute("alter table b set unlogged").await.map_err(|e| format!("{e:?}"))
+            scene.app.batch_execute("alter table a set unlogged").await.map_err(|e| format!("{e:?}"))
         })
         .await;
-        assert_eq!(scene.status("of_b").await, "ACTIVE FULL");
+        assert_eq!(scene.status("of_a").await, "ACTIVE FULL");
     })
     .await;
 }

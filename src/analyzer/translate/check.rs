@@ -3,6 +3,7 @@
 
 use crate::analyzer::facts::{Facts, Function};
 use crate::analyzer::node::Node;
+use crate::analyzer::settings::{self, Dependence};
 
 use super::refusal::{Refusal, Step};
 use super::types;
@@ -78,32 +79,31 @@ fn one(facts: &Facts, node: &Node) -> Step<()> {
             if node.bool("funcretset") {
                 return Err(set_returning(facts, oid));
             }
-            function(facts, oid, &node.nodes("args")?, node.bool("funcvariadic"))
+            function(facts, oid, &node.nodes("args")?)
         }
-        "OPEXPR" | "DISTINCTEXPR" | "NULLIFEXPR" | "SCALARARRAYOPEXPR" => operator(facts, node.oid("opno")?),
+        "OPEXPR" | "DISTINCTEXPR" | "NULLIFEXPR" | "SCALARARRAYOPEXPR" => {
+            operator(facts, node.oid("opno")?, &node.nodes("args")?)
+        }
         "ROWCOMPAREEXPR" => {
             for opno in node.list("opnos") {
                 let oid = opno.as_int().and_then(|o| u32::try_from(o).ok()).unwrap_or(0);
-                operator(facts, oid)?;
+                operator(facts, oid, &[])?;
             }
             Ok(())
         }
         "COERCEVIAIO" => {
             let from = types::type_of(facts, node.node("arg")?)?;
             let to = types::type_of(facts, node)?;
-            let (from, to) = (facts.types.get(&from.oid), facts.types.get(&to.oid));
-            let (Some(from), Some(to)) = (from, to) else {
-                return Err(missing("a type of a cast"));
-            };
-            for oid in [from.output, to.input] {
-                let io =
-                    facts.functions.get(&oid).ok_or_else(|| missing("a type's input or output function"))?;
-                if io.volatility != 'i' {
-                    return Err(Refusal::new(
-                        "unsupported.stable_function",
-                        format!("the cast from {} to {} depends on settings", from.name, to.name),
-                    ));
-                }
+            if settings::of_conversion(facts, from.oid, to.oid) == Dependence::More {
+                return Err(Refusal::new(
+                    "unsupported.stable_function",
+                    format!(
+                        "the cast from {} to {} can change with time or the catalog, without any change of a row",
+                        types::type_name(facts, from.oid),
+                        types::type_name(facts, to.oid)
+                    ),
+                )
+                .hint("use a function with a fixed format, e.g. to_date(text, 'YYYY-MM-DD')"));
             }
             Ok(())
         }
@@ -115,38 +115,26 @@ fn one(facts: &Facts, node: &Node) -> Step<()> {
     }
 }
 
-fn operator(facts: &Facts, oid: u32) -> Step<()> {
+fn operator(facts: &Facts, oid: u32, args: &[&Node]) -> Step<()> {
     let operator = facts.operators.get(&oid).ok_or_else(|| missing("an operator"))?;
-    function(facts, operator.function, &[], false)
+    function(facts, operator.function, args)
 }
 
-fn function(facts: &Facts, oid: u32, args: &[&Node], variadic: bool) -> Step<()> {
+fn function(facts: &Facts, oid: u32, args: &[&Node]) -> Step<()> {
     let function = facts.functions.get(&oid).ok_or_else(|| missing("a function"))?;
     match function.volatility {
         'i' => Ok(()),
-        's' if !variadic && is_proven_immutable(facts, function, args) => Ok(()),
+        's' if settings::of_function(facts, function, args) != Dependence::More => Ok(()),
         's' => Err(Refusal::new(
             "unsupported.stable_function",
             format!(
-                "{} is stable: its result can change with settings, time or other tables and without any change of a row",
+                "{} is stable: its result can change with time, the catalog or other tables and without any change of a row",
                 describe(facts, function)
             ),
         )
-        .hint("use an immutable function, e.g. with an explicit time zone")),
+        .hint("functions whose result depends on the row and settings alone are maintained")),
         _ => Err(volatile(&describe(facts, function))),
     }
-}
-
-/// `concat` and `concat_ws` are stable only because of the types they might be given.
-fn is_proven_immutable(facts: &Facts, function: &Function, args: &[&Node]) -> bool {
-    let concatenation = matches!(function.source.as_str(), "text_concat" | "text_concat_ws");
-    function.is_builtin()
-        && concatenation
-        && args.iter().all(|a| {
-            let ty = types::type_of(facts, a).ok().and_then(|t| facts.types.get(&t.oid));
-            let output = ty.and_then(|t| facts.functions.get(&t.output));
-            output.is_some_and(|f| f.volatility == 'i')
-        })
 }
 
 fn describe(facts: &Facts, function: &Function) -> String {

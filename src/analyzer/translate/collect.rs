@@ -3,6 +3,7 @@
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::facts::Function;
 use crate::analyzer::node::{Node, Value};
+use crate::analyzer::settings::{self, Dependence};
 use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::volatility;
 use crate::plan::{GroupBatch, GroupForm, GroupKey, Rel, RemoteBatch, RemoteExpr, RemoteInput};
@@ -35,7 +36,10 @@ impl Translator<'_> {
             let node = at_inputs(node, &used, &stage)?;
             let sql = deparse::expression(&as_scalar(&node), scope)
                 .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
-            let builtin_only = volatility::builtin_only(&as_scalar(&node), self.facts());
+            let plain = as_scalar(&node);
+            // The owner's function runs under the settings of the stream table's creation, the sidecar under its own.
+            let builtin_only = volatility::builtin_only(&plain, self.facts())
+                && !settings::reads_settings(self.facts(), &plain);
             exprs.push(RemoteExpr { sql, result: self.type_of(&node)?, builtin_only });
             originals.push(node);
         }
@@ -164,7 +168,7 @@ impl Translator<'_> {
         for part in node.nodes("args")?.into_iter().chain(node.nodes("aggdirectargs")?) {
             parts.push(if part.tag == "TARGETENTRY" { part.node("expr")? } else { part });
         }
-        let mut results = parts.clone();
+        let results = parts.clone();
         parts.extend(node.optional_node("aggfilter"));
         if let Some(over) = node.optional_node("over") {
             for item in over.nodes("order")? {
@@ -173,50 +177,11 @@ impl Translator<'_> {
             parts.extend(["startOffset", "endOffset"].iter().filter_map(|f| over.optional_node(f)));
         }
         parts.into_iter().try_for_each(|p| check::scalar(self.facts(), p))?;
-        results.retain(|p| !matches!(p.field("constisnull"), Value::Bool(true)));
         match function.volatility {
             'i' => Ok(()),
-            's' if function.is_builtin() && self.prints_alone(&results)? => Ok(()),
-            's' => Err(refuse(
-                function,
-                "stable: its result can change with settings and without any change of a row",
-            )),
+            's' if settings::of_function(self.facts(), function, &results) != Dependence::More => Ok(()),
+            's' => Err(refuse(function, "stable: its result can change without any change of a row")),
             _ => Err(refuse(function, "volatile: it gives another result on each call")),
-        }
-    }
-
-    /// `json_agg` and its like are stable only because of the types they might be given.
-    fn prints_alone(&self, args: &[&Node]) -> Step<bool> {
-        for arg in args {
-            let ty = self.type_of(arg)?;
-            if !self.text_is_fixed(ty.oid, 0) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether the text of a value depends on the value alone, not on settings.
-    fn text_is_fixed(&self, oid: u32, depth: usize) -> bool {
-        let Some(ty) = self.facts().types.get(&oid).and_then(|t| self.facts().types.get(&t.base)) else {
-            return false;
-        };
-        if depth > 8 {
-            return false;
-        }
-        match ty.typtype {
-            'e' => true,
-            'c' => {
-                let relation = self.facts().relations.get(&ty.relation);
-                relation.is_some_and(|r| r.columns.iter().all(|c| self.text_is_fixed(c.ty.oid, depth + 1)))
-            }
-            'b' if ty.category == 'A' && ty.length == -1 => self.text_is_fixed(ty.element, depth + 1),
-            _ => {
-                // JSON has its own forms of dates and timestamps without time zone, whatever the settings.
-                const JSON_DATES: &[u32] = &[1082, 1114];
-                JSON_DATES.contains(&ty.oid)
-                    || self.facts().functions.get(&ty.output).is_some_and(|f| f.volatility == 'i')
-            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::Node;
 use crate::analyzer::verify::GroupOriginals;
-use crate::analyzer::volatility;
+use crate::analyzer::{settings, volatility};
 use crate::plan::expr::Expr;
 use crate::plan::{GroupBatch, Rel, RemoteBatch, RemoteExpr};
 
@@ -70,7 +70,9 @@ impl Translator<'_> {
             let node = at_inputs(node, &used, &stage)?;
             let sql = deparse::expression(&node, scope)
                 .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
-            let builtin_only = volatility::builtin_only(&node, self.facts());
+            // The owner's function runs under the settings of the stream table's creation, the sidecar under its own.
+            let builtin_only = volatility::builtin_only(&node, self.facts())
+                && !settings::reads_settings(self.facts(), &node);
             let result = self.type_of(&node)?;
             columns.push(result.clone());
             originals.push(node);

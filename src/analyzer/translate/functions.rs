@@ -2,6 +2,7 @@
 
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::{Node, Value};
+use crate::analyzer::settings::{self, Dependence};
 use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::volatility;
 use crate::plan::{GroupForm, RemoteExpr};
@@ -44,7 +45,7 @@ impl Translator<'_> {
         let (mut texts, mut builtin_only) = (Vec::new(), true);
         for function in calls.nodes("functions")? {
             let call = as_scalar(function.node("funcexpr")?);
-            check::scalar(self.facts(), &call)?;
+            let defined = self.check_defined(function, &call)?;
             let mut text = deparse::expression(&call, scope)
                 .map_err(|e| Refusal::new("unsupported.function_in_from", e.context()))?;
             let definitions = self.column_definitions(function)?;
@@ -53,6 +54,10 @@ impl Translator<'_> {
             }
             texts.push(text);
             builtin_only &= volatility::builtin_only(&call, self.facts());
+            builtin_only &= match defined {
+                true => call.nodes("args")?.iter().all(|a| !settings::reads_settings(self.facts(), a)),
+                false => !settings::reads_settings(self.facts(), &call),
+            };
         }
         let join = if optional { "LEFT JOIN" } else { "CROSS JOIN" };
         let ordinality = if calls.bool("funcordinality") { " WITH ORDINALITY" } else { "" };
@@ -85,6 +90,21 @@ impl Translator<'_> {
             self.group(stage, Vec::new(), GroupForm::Sets, Sql { used, exprs, tail, originals })?;
         stage.blocks.push(block);
         Ok(stage)
+    }
+
+    /// Refuses calls that depend on more than the row and settings. Whether the columns that the query defines make a
+    /// stable function one of its arguments alone.
+    fn check_defined(&self, function: &Node, call: &Node) -> Step<bool> {
+        let columns = function.list("funccoltypes").iter().filter_map(Value::as_int);
+        let columns: Vec<u32> = columns.filter_map(|c| u32::try_from(c).ok()).collect();
+        let called = call.oid("funcid").ok().and_then(|f| self.facts().functions.get(&f));
+        let of = called.map(|f| settings::of_definition(self.facts(), f, &columns));
+        if call.tag == "FUNCEXPR" && of == Some(Dependence::Nothing) {
+            call.nodes("args")?.iter().try_for_each(|a| check::scalar(self.facts(), a))?;
+            return Ok(true);
+        }
+        check::scalar(self.facts(), call)?;
+        Ok(false)
     }
 
     /// `"name" type` of a function whose columns the query defines.

@@ -184,6 +184,12 @@ fn narrow(rel: Rel, need: &BTreeSet<usize>, shared: &mut Shared) -> (Rel, Map) {
             let map = exact_map(inputs.first().map_or(0, width), need);
             (Rel::UnionAll { inputs: inputs.into_iter().map(|i| exact(i, need, shared)).collect() }, map)
         }
+        Rel::Partitioned { root, attributes, leaves } => {
+            let map = exact_map(attributes.len(), need);
+            let leaves = leaves.into_iter().map(|i| exact(i, need, shared)).collect();
+            let attributes = need.iter().filter_map(|&c| attributes.get(c).copied()).collect();
+            (Rel::Partitioned { root, attributes, leaves }, map)
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use super::stage::{OUTER, Stage, column_node, rewrite};
 use super::subquery::free_references;
 use super::{Frame, Level, ROW_ID, Translator, check, range_table_entry, unknown_form};
 
+mod hierarchy;
+
 /// OIDs below are given by initdb.
 const FIRST_NORMAL_OID: u32 = 16384;
 
@@ -119,6 +121,13 @@ impl Translator<'_> {
             return self.view(relation);
         }
         if let Some(stream_table) = relation.stream_table.as_ref().filter(|s| s.incremental) {
+            if relation.has_children && entry.bool("inh") {
+                let name = full_name(relation);
+                return Err(Refusal::new(
+                    "unsupported.inheritance",
+                    format!("tables inherit from the stream table {name}"),
+                ));
+            }
             self.upstreams.push(stream_table.view);
             let visible: Vec<_> = relation.columns.iter().filter(|c| c.name != ROW_ID).collect();
             let columns = (0..visible.len()).collect();
@@ -129,6 +138,9 @@ impl Translator<'_> {
             return Ok((stage, visible.iter().map(|c| c.attnum).collect()));
         }
         check_source(relation)?;
+        if relation.kind == 'p' || entry.bool("inh") && relation.has_children {
+            return self.hierarchy(relation, entry.bool("inh"));
+        }
         self.table(relation)
     }
 
@@ -188,7 +200,7 @@ impl Translator<'_> {
     }
 }
 
-fn is_generated(relation: &Relation, column: usize) -> bool {
+pub(super) fn is_generated(relation: &Relation, column: usize) -> bool {
     matches!(relation.columns[column].generated, 's' | 'v')
 }
 
@@ -233,12 +245,6 @@ fn check_source(relation: &Relation) -> Step<()> {
         return refuse(
             "unsupported.system_catalog",
             format!("{name} is a system catalog, whose changes are not published"),
-        );
-    }
-    if relation.kind == 'p' || relation.has_children || relation.is_partition {
-        return refuse(
-            "unsupported.partitioned",
-            format!("partitioned and inherited tables are not captured incrementally yet ({name})"),
         );
     }
     if relation.persistence == 't' {

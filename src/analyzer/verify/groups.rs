@@ -23,13 +23,14 @@ pub struct GroupOriginals {
 }
 
 /// The statement that computes a batch. Parameters: `text[]`s of one length: number of the group, position in it, then
-/// one per input. Result: `o` int8, the number of the group, and `r` text: the record text of the results, behind the
+/// one per input. Result: `o` int8, the number of the group, and `r` record: the results, behind the
 /// row's position where the answer belongs to rows.
 pub fn group_sql(batch: &GroupBatch) -> String {
-    statement(batch, |i| format!("${i}"))
+    statement(batch, |i| format!("${i}"), "")
 }
 
-fn statement(batch: &GroupBatch, parameter: impl Fn(usize) -> String) -> String {
+/// `cast` follows the record.
+fn statement(batch: &GroupBatch, parameter: impl Fn(usize) -> String, cast: &str) -> String {
     let count = batch.inputs.len() + 2;
     let arrays: Vec<_> =
         (1..=count).map(|i| format!("pg_catalog.unnest({}::pg_catalog.text[])", parameter(i))).collect();
@@ -52,7 +53,7 @@ fn statement(batch: &GroupBatch, parameter: impl Fn(usize) -> String) -> String 
     let number = if batch.form == GroupForm::Global { "0::pg_catalog.int8" } else { "x.g" };
     let by = if batch.form == GroupForm::Aggregates { " group by x.g" } else { "" };
     format!(
-        "select {number} as o, (row({}))::pg_catalog.text as r from ({source}) x{}{by}",
+        "select {number} as o, (row({})){cast} as r from ({source}) x{}{by}",
         exprs.join(", "),
         batch.tail
     )
@@ -74,7 +75,7 @@ pub async fn verify_group<C: GenericClient>(
     if originals.is_some_and(|o| o.exprs.len() != batch.exprs.len()) {
         return Err(Error::internal("a batch with another number of expressions than originals"));
     }
-    let query = probe(client, &statement(batch, |_| "null".to_owned())).await?;
+    let query = probe(client, &statement(batch, |_| "null".to_owned(), "::pg_catalog.text")).await?;
     let tables = query.nodes("rtable")?;
     let source = tables.iter().position(|t| t.field("rtekind") == &Value::Int(1)).ok_or_else(odd)?;
     check_inputs(facts, &batch.inputs, tables[source].node("subquery")?)?;

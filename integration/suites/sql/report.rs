@@ -1,0 +1,90 @@
+//! What became of the cases of a suite.
+
+use std::collections::BTreeMap;
+
+use super::{Case, Expect};
+
+/// One case. All texts are empty until they are known.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// SQLSTATE, message and hint of the refused creation.
+    pub refused: Option<String>,
+    pub mode: String,
+    pub reason: String,
+    pub status: String,
+    pub error: String,
+    /// The first wrong answer: when and how.
+    pub wrong: Option<String>,
+}
+
+/// All cases of a suite, in their order.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub cases: Vec<Case>,
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Report {
+    pub fn new(cases: &[Case]) -> Report {
+        Report { cases: cases.to_vec(), outcomes: vec![Outcome::default(); cases.len()] }
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&Case, &Outcome)> {
+        self.cases.iter().zip(&self.outcomes)
+    }
+
+    /// Cases with right answers; those that are expected to be refused count as right when they are.
+    pub fn right(&self) -> usize {
+        self.pairs().filter(|(c, o)| o.wrong.is_none() && (o.refused.is_none() || refusal(c))).count()
+    }
+
+    /// Cases that are maintained.
+    pub fn incremental(&self) -> usize {
+        self.outcomes.iter().filter(|o| o.mode == "DIFFERENTIAL").count()
+    }
+
+    /// `right n/m, incremental k/m`.
+    pub fn summary(&self) -> String {
+        let all = self.cases.len();
+        format!("right {}/{all}, incremental {}/{all}", self.right(), self.incremental())
+    }
+
+    /// Reasons for recomputation or refusal with the cases they concern.
+    pub fn reasons(&self) -> BTreeMap<String, Vec<&'static str>> {
+        let mut reasons: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
+        for (case, outcome) in self.pairs() {
+            let reason = match &outcome.refused {
+                Some(message) => format!("refused: {message}"),
+                None if outcome.mode == "FULL" => outcome.reason.clone(),
+                None => continue,
+            };
+            reasons.entry(reason).or_default().push(case.name);
+        }
+        reasons
+    }
+
+    /// Everything that is not as expected, with the query.
+    pub fn complaints(&self) -> Vec<String> {
+        self.pairs().flat_map(|(c, o)| complaint(c, o)).collect()
+    }
+}
+
+fn refusal(case: &Case) -> bool {
+    matches!(case.expect, Expect::Refused(_))
+}
+
+fn complaint(case: &Case, outcome: &Outcome) -> Option<String> {
+    let Outcome { mode, reason, .. } = outcome;
+    let what = match (&outcome.refused, case.expect) {
+        (Some(message), Expect::Refused(part)) if message.contains(part) => None,
+        (Some(message), _) => Some(format!("refused: {message}")),
+        (None, Expect::Refused(part)) => Some(format!("was not refused with {part:?}")),
+        (None, Expect::Incremental) if mode != "DIFFERENTIAL" => Some(format!("is {mode}: {reason}")),
+        (None, Expect::Full(part) | Expect::Volatile(part)) if mode != "FULL" || !reason.contains(part) => {
+            Some(format!("is {mode} ({reason}), not FULL with {part:?}"))
+        }
+        _ => None,
+    };
+    let what = [what, outcome.wrong.clone()].into_iter().flatten().collect::<Vec<_>>().join("\n    ");
+    (!what.is_empty()).then(|| format!("- {}: {what}\n    {}", case.name, case.query))
+}
