@@ -23,6 +23,7 @@ mod lateral;
 mod native;
 mod prune;
 mod refusal;
+mod scalar;
 mod select;
 mod semi;
 mod setop;
