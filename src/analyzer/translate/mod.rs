@@ -24,6 +24,7 @@ mod native;
 mod prune;
 mod recursion;
 mod refusal;
+mod scalar;
 mod select;
 mod semi;
 mod setop;
