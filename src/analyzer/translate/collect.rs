@@ -6,6 +6,7 @@ use crate::analyzer::node::{Node, Value};
 use crate::analyzer::settings::{self, Dependence};
 use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::volatility;
+use crate::plan::expr::Expr;
 use crate::plan::{GroupBatch, GroupForm, GroupKey, Rel, RemoteBatch, RemoteExpr, RemoteInput};
 use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
@@ -78,6 +79,25 @@ impl Translator<'_> {
             inputs.push(RemoteInput { column, type_name, collate });
         }
         Ok(inputs)
+    }
+
+    /// [`Translator::columns_for`], with columns that have the types of the nodes: `x COLLATE "c"` is the column `x`, but is
+    /// compared under another collation.
+    pub(super) fn typed_columns(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<usize>)> {
+        let (mut stage, mut columns) = self.columns_for(stage, nodes)?;
+        let mut exprs: Vec<Expr> = (0..stage.columns.len()).map(Expr::Column).collect();
+        for (column, node) in columns.iter_mut().zip(nodes) {
+            let (held, wanted) = (&stage.columns[*column], self.type_of(node)?);
+            if (held.oid, held.collation) != (wanted.oid, wanted.collation) {
+                exprs.push(Expr::Column(*column));
+                *column = stage.columns.len();
+                stage.columns.push(wanted);
+            }
+        }
+        if exprs.iter().enumerate().any(|(i, e)| *e != Expr::Column(i)) {
+            stage.rel = Rel::Project { input: Box::new(stage.rel), exprs };
+        }
+        Ok((stage, columns))
     }
 
     /// The form in which a type's image tells equal values, if there is one. Some types without native operations print

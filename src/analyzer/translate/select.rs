@@ -154,7 +154,7 @@ impl Translator<'_> {
         for (by, members) in partitions {
             let exprs: Vec<Node> = by.iter().map(|(expr, _)| expr.clone()).collect();
             let positions;
-            (stage, positions) = self.columns_for(stage, &exprs)?;
+            (stage, positions) = self.typed_columns(stage, &exprs)?;
             let by: Vec<(usize, bool)> = positions.into_iter().zip(by).map(|(c, (_, h))| (c, h)).collect();
             let mut keys;
             (stage, keys) = self.key_columns(stage, &by)?;
