@@ -38,7 +38,9 @@ fn script() -> &'static [&'static str] {
     let all = |step: &str| {
         let of = |table: &&str| {
             match *table {
-                "by_index" => step.replace("(id, n, body) values (6", "(code, id, n, body) values ('c6', 6"),
+                "by_index" => step
+                    .replace("where id = 6; insert", "where id = 6 or code = 'c6'; insert")
+                    .replace("(id, n, body) values (6", "(code, id, n, body) values ('c6', 6"),
                 _ => step.to_owned(),
             }
             .replace("TABLE", table)

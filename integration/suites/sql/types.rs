@@ -112,9 +112,6 @@ const KINDS: &[Kind] = &[
     kind("nocase", "text collate nocase", true, &["Abc", "aBC", "x"]),
 ];
 
-/// Cases whose operators have not arrived.
-const PENDING: &[&str] = &[];
-
 /// A table for the type: unique ids, values that repeat and NULLs.
 fn table(kind: &Kind) -> String {
     let Kind { name, ty, values, .. } = kind;
@@ -199,12 +196,7 @@ async fn play(server: &Server, part: usize) {
         bursts: 2,
         ..Schema::new("types", sql.leak())
     };
-    let mut cases: Vec<Case> = kinds.iter().flat_map(|k| cases(k)).collect();
-    for case in &mut cases {
-        if PENDING.contains(&case.name) {
-            case.expect = Expect::Any;
-        }
-    }
+    let cases: Vec<Case> = kinds.iter().flat_map(|k| cases(k)).collect();
     conformance(server, &schema, &cases).await;
 }
 
