@@ -183,6 +183,9 @@ impl Explainer<'_> {
                 if !by.is_empty() {
                     head += &format!(" by {}", by.join(", "));
                 }
+                if batch.spread > 1 {
+                    head += &format!(" in {} parts", batch.spread);
+                }
                 head += &over(&batch.inputs, &input.labels);
                 nested(head, vec![input], labels)
             }

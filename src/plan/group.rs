@@ -15,6 +15,9 @@ pub struct GroupBatch {
     /// What follows `from ... x`: nothing, or a lateral item that the expressions read.
     pub tail: String,
     pub form: GroupForm,
+    /// More than 1: each group is spread over so many by the images of its rows. What is computed then holds for a part
+    /// of the group, which is enough to sort out rows that can't be among the first ones.
+    pub spread: u32,
     /// Users' code runs only inside `pgtrickle_queries.evaluate_<pgt_id>_<number>`, as for
     /// [`super::RemoteBatch`].
     pub owner_function: Option<u32>,

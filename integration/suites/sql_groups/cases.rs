@@ -19,7 +19,7 @@ pub const SCHEMA: &str = "
             (array['sad', 'ok', 'happy', null])[1 + i % 4]::mood, int4range(i % 4, i % 4 + 2),
             array[(array[1.0, 1.00, 2])[1 + i % 3]], (array[b'1010', b'0001', null])[1 + i % 3]::bit(4),
             (array['Ab', 'aB', 'x', null])[1 + i % 4], row(i % 2, (array[1.0, 1.00])[1 + i % 2])::pair,
-            repeat(chr(65 + i % 4), 1 + i % 2) $$;
+            repeat(case when i % 5 < 2 then lower(chr(65 + i % 4)) else chr(65 + i % 4) end, 1 + i % 2) $$;
     insert into t select (sample(i)).* from generate_series(1, 40) i;
     insert into u select i, i % 25, (array['a', 'b', 'c'])[1 + i % 3], (array['{\"k\": 1}', '{\"k\": 1.00}', '[1, 2]', null])[1 + i % 4]::jsonb,
         array[(array[1, 1.000, 2.0])[1 + i % 3]], i % 6, (array['AB', 'X', 'y'])[1 + i % 3] from generate_series(1, 30) i;
@@ -273,6 +273,14 @@ pub const CASES: &[Case] = &[
     ("group_other", "select ip, r, bt, count(*) as n from t group by ip, r, bt"),
     ("group_composite", "select p, count(*) as n from t group by p"),
     ("group_collation", "select count(*) as n, min(id) as i from t group by c"),
+    ("group_other_collation", "select count(*) as n, min(id) as i from t group by e collate ci"),
+    ("group_c_of_ci", "select c collate \"C\" as k, count(*) as n from t group by 1"),
+    (
+        "window_other_collation",
+        "select id, count(*) over (partition by c collate \"C\") as n, count(*) over (partition by e collate ci) as m from t",
+    ),
+    ("distinct_on_collation", "select distinct on (c collate \"C\") id from t order by c collate \"C\", id"),
+    ("limit_collated", "select id from t order by c, e collate \"C\", id limit 7"),
     ("distinct_other", "select distinct j, ip, na from t"),
     ("union_jsonb", "select j from t union select j from u"),
     ("intersect_jsonb", "select j, na from t intersect select j, na from u"),

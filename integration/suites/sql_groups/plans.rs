@@ -27,7 +27,7 @@ pub const QUERIES: &[&str] = &[
     "select id, generate_series(1, n) as g, unnest(array[id, n]) from o",
     "select distinct generate_series(n, 3) from o order by 1 limit 2",
     "select '{}'::jsonb || jsonb_build_object('a', n), count(*) from o group by 1",
-    "select distinct array[n, 1.0], row(n, note) from o",
+    "select distinct array[n, 1.0], upper(note) from o",
     "select jsonb_build_object('k', amount::int) from o union select jsonb_build_object('k', n * 1.0) from i",
     "select count(distinct jsonb_build_object('k', n)), count(distinct array[note]) from o",
     "select id, count(*) over (partition by jsonb_build_object('k', n % 2)) from o",

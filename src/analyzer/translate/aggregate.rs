@@ -175,7 +175,7 @@ impl Translator<'_> {
             let (function, distinct) = (call.function, call.distinct);
             aggregates.push(Aggregate { function, argument, filter, distinct });
         }
-        let (mut stage, positions) = self.columns_for(stage, &needed)?;
+        let (mut stage, positions) = self.typed_columns(stage, &needed)?;
         let mut keys = Vec::with_capacity(kept.len());
         for (&i, &column) in kept.iter().zip(&positions) {
             let key;

@@ -6,6 +6,7 @@ use crate::analyzer::node::{Node, Value};
 use crate::analyzer::settings::{self, Dependence};
 use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::volatility;
+use crate::plan::expr::Expr;
 use crate::plan::{GroupBatch, GroupForm, GroupKey, Rel, RemoteBatch, RemoteExpr, RemoteInput};
 use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
@@ -15,8 +16,8 @@ use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, placed_column, rewrite};
 use super::{Translator, check, types, unknown_form};
 
-/// `pg_type.oid` of int8.
-const INT8: u32 = 20;
+/// `pg_type.oid` of int4.
+const INT4: u32 = 23;
 
 impl Translator<'_> {
     /// `nodes` (whole calls, or expressions with set-returning functions in them) computed over the groups of `keys`.
@@ -44,7 +45,7 @@ impl Translator<'_> {
             originals.push(node);
         }
         let originals = Some(GroupOriginals { exprs: originals, functions: None });
-        self.group(stage, keys, form, Sql { used, exprs, tail: String::new(), originals })
+        self.group(stage, keys, form, Sql { used, exprs, tail: String::new(), originals, spread: 1 })
     }
 
     /// The operator for statements that are made; `sql.used` are the columns that `c1`, `c2` ... stand for.
@@ -55,14 +56,14 @@ impl Translator<'_> {
         form: GroupForm,
         sql: Sql,
     ) -> Step<Stage> {
-        let Sql { used, exprs, tail, originals } = sql;
+        let Sql { used, exprs, tail, originals, spread } = sql;
         let inputs = self.remote_inputs(&stage, &used)?;
         let mut columns: Vec<TypeInfo> = match form.keeps_rows() {
             true => stage.columns.clone(),
             false => keys.iter().map(|k| stage.columns[k.column].clone()).collect(),
         };
         columns.extend(exprs.iter().map(|e| e.result.clone()));
-        let batch = GroupBatch { inputs, exprs, tail, form, owner_function: None };
+        let batch = GroupBatch { inputs, exprs, tail, form, spread, owner_function: None };
         self.prove(Remote::Groups { batch: batch.clone(), originals });
         let blocks = if form.keeps_rows() { stage.blocks } else { Vec::new() };
         Ok(Stage { rel: Rel::Group { input: Box::new(stage.rel), keys, batch }, columns, blocks })
@@ -78,6 +79,25 @@ impl Translator<'_> {
             inputs.push(RemoteInput { column, type_name, collate });
         }
         Ok(inputs)
+    }
+
+    /// [`Translator::columns_for`], with columns that have the types of the nodes: `x COLLATE "c"` is the column `x`, but is
+    /// compared under another collation.
+    pub(super) fn typed_columns(&mut self, stage: Stage, nodes: &[Node]) -> Step<(Stage, Vec<usize>)> {
+        let (mut stage, mut columns) = self.columns_for(stage, nodes)?;
+        let mut exprs: Vec<Expr> = (0..stage.columns.len()).map(Expr::Column).collect();
+        for (column, node) in columns.iter_mut().zip(nodes) {
+            let (held, wanted) = (&stage.columns[*column], self.type_of(node)?);
+            if (held.oid, held.collation) != (wanted.oid, wanted.collation) {
+                exprs.push(Expr::Column(*column));
+                *column = stage.columns.len();
+                stage.columns.push(wanted);
+            }
+        }
+        if exprs.iter().enumerate().any(|(i, e)| *e != Expr::Column(i)) {
+            stage.rel = Rel::Project { input: Box::new(stage.rel), exprs };
+        }
+        Ok((stage, columns))
     }
 
     /// The form in which a type's image tells equal values, if there is one. Some types without native operations print
@@ -127,8 +147,8 @@ impl Translator<'_> {
         let (mut stage, mut keys) = (stage, Vec::new());
         if hashable {
             let inputs = self.remote_inputs(&stage, &[column])?;
-            let result = types::info(self.facts(), INT8, -1, 0);
-            let sql = "pg_catalog.hash_record_extended(row(x.c1), 0)".to_owned();
+            let result = types::info(self.facts(), INT4, -1, 0);
+            let sql = "pg_catalog.hash_record(row(x.c1))".to_owned();
             let exprs = vec![RemoteExpr { sql, result: result.clone(), builtin_only }];
             keys.push(GroupKey { column: stage.columns.len(), form: KeyForm::Image });
             stage.columns.push(result);
@@ -138,7 +158,7 @@ impl Translator<'_> {
         let sql = "pg_catalog.first_value(x.c1) OVER (PARTITION BY x.g, x.c1 ORDER BY x.o)".to_owned();
         let exprs = vec![RemoteExpr { sql, result: ty, builtin_only }];
         let position = stage.columns.len();
-        let sql = Sql { used: vec![column], exprs, tail: String::new(), originals: None };
+        let sql = Sql { used: vec![column], exprs, tail: String::new(), originals: None, spread: 1 };
         let stage = self.group(stage, keys, GroupForm::Windows, sql)?;
         Ok((stage, GroupKey { column: position, form: KeyForm::Image }))
     }
@@ -193,6 +213,8 @@ pub(super) struct Sql {
     pub tail: String,
     /// `None`: made here, not from the query's tree.
     pub originals: Option<GroupOriginals>,
+    /// [`GroupBatch::spread`].
+    pub spread: u32,
 }
 
 fn refuse(function: &Function, why: &str) -> Refusal {

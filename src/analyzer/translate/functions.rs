@@ -87,7 +87,7 @@ impl Translator<'_> {
         };
         let originals = Some(GroupOriginals { exprs: originals, functions: Some((calls, attributes)) });
         let mut stage =
-            self.group(stage, Vec::new(), GroupForm::Sets, Sql { used, exprs, tail, originals })?;
+            self.group(stage, Vec::new(), GroupForm::Sets, Sql { used, exprs, tail, originals, spread: 1 })?;
         stage.blocks.push(block);
         Ok(stage)
     }

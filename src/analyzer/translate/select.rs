@@ -17,6 +17,10 @@ use super::stage::{Stage, column_node, placed_column, rewrite, same};
 use super::{Translator, check, kernels, types, unknown_form};
 
 const INT8: u32 = 20;
+/// Parts into which rows are spread that only the server can order.
+const SPREAD: u32 = 256;
+/// They are spread where no more than so many of them are asked for.
+const SPREAD_LIMIT: u64 = 1_000;
 
 /// What the clauses above the select list ask for.
 struct Clauses {
@@ -150,7 +154,7 @@ impl Translator<'_> {
         for (by, members) in partitions {
             let exprs: Vec<Node> = by.iter().map(|(expr, _)| expr.clone()).collect();
             let positions;
-            (stage, positions) = self.columns_for(stage, &exprs)?;
+            (stage, positions) = self.typed_columns(stage, &exprs)?;
             let by: Vec<(usize, bool)> = positions.into_iter().zip(by).map(|(c, (_, h))| (c, h)).collect();
             let mut keys;
             (stage, keys) = self.key_columns(stage, &by)?;
@@ -184,13 +188,13 @@ impl Translator<'_> {
 
     /// One column per placed entry; functions that return sets multiply the rows, in step.
     pub(super) fn select(&mut self, stage: Stage, nodes: &[Node]) -> Step<Stage> {
+        nodes.iter().try_for_each(|n| check::scalar(self.facts(), &as_scalar(n)))?;
         let columns: Vec<TypeInfo> = nodes.iter().map(|n| self.type_of(n)).collect::<Step<_>>()?;
         let (sets, plain): (Vec<Node>, Vec<Node>) = nodes.iter().cloned().partition(returns_set);
         if sets.is_empty() {
             let (stage, exprs) = self.compute(stage, nodes)?;
             return Ok(Stage::new(Rel::Project { input: Box::new(stage.rel), exprs }, columns));
         }
-        sets.iter().try_for_each(|n| check::scalar(self.facts(), &as_scalar(n)))?;
         let (stage, positions) = self.columns_for(stage, &plain)?;
         let mut set = stage.columns.len();
         let stage = self.collected(stage, Vec::new(), GroupForm::Sets, &sets)?;
@@ -330,23 +334,37 @@ impl Translator<'_> {
         if with_ties {
             exprs.push(expr(format!("pg_catalog.rank() OVER (PARTITION BY x.g ORDER BY {order})")));
         }
-        let (width, position) = (stage.columns.len(), stage.columns.len());
-        let sql = Sql { used, exprs, tail: String::new(), originals: None };
-        let stage = self.group(stage, partition, GroupForm::Windows, sql)?;
+        let width = stage.columns.len();
         let compare = |column: usize, comparison: Comparison, bound: u64| Expr::Call {
             kernel: Kernel::Compare(Order::Int, comparison),
             args: vec![Expr::Column(column), int8(bound)],
         };
-        let mut conditions = vec![compare(position, Comparison::Gt, offset)];
-        if let Some(limit) = limit {
-            let last = position + usize::from(with_ties);
-            conditions.push(compare(last, Comparison::Le, offset.saturating_add(limit)));
-            if limit == 0 {
-                conditions.push(compare(position, Comparison::Le, 0));
-            }
+        let last = width + usize::from(with_ties);
+        let end = limit.map(|l| offset.saturating_add(l));
+        let mut conditions = vec![compare(width, Comparison::Gt, offset)];
+        conditions.extend(end.map(|end| compare(last, Comparison::Le, end)));
+        if limit == Some(0) {
+            conditions.push(compare(width, Comparison::Le, 0));
         }
-        let rel = Rel::Filter { input: Box::new(stage.rel), predicate: Expr::And(conditions) };
-        Ok(keep(Stage { rel, ..stage }, &(0..width).collect::<Vec<_>>()))
+        let rows: Vec<usize> = (0..width).collect();
+        let mut rank = |stage: Stage, spread: u32, conditions: Vec<Expr>| {
+            let (used, exprs) = (used.clone(), exprs.clone());
+            let sql = Sql { used, exprs, tail: String::new(), originals: None, spread };
+            let stage = self.group(stage, partition.clone(), GroupForm::Windows, sql)?;
+            let rel = Rel::Filter { input: Box::new(stage.rel), predicate: Expr::And(conditions) };
+            Ok::<_, Refusal>(keep(Stage { rel, ..stage }, &rows))
+        };
+        // What is not among the first of a part is not among the first of all: a change then has PostgreSQL look at one
+        // part and at the first rows of each, not at all rows.
+        let stage = match end {
+            Some(end) if end <= SPREAD_LIMIT => rank(
+                stage,
+                SPREAD,
+                vec![compare(last, Comparison::Le, end), compare(width, Comparison::Gt, 0)],
+            )?,
+            _ => stage,
+        };
+        rank(stage, 1, conditions)
     }
 
     /// The clause as a native order of a column.
