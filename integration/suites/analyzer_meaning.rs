@@ -121,7 +121,7 @@ impl Interpreter<'_> {
     async fn run(&self, rel: &Rel) -> Rows {
         match rel {
             Rel::Source { source, attributes } => self.source(*source, attributes).await,
-            Rel::StreamTable { .. } => {
+            Rel::StreamTable { .. } | Rel::Recursive { .. } | Rel::RecursiveReference { .. } => {
                 panic!("nothing of the kind here")
             }
             Rel::Constant { rows } => rows.clone(),

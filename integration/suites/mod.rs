@@ -36,5 +36,7 @@ mod snapshots;
 mod sql;
 mod sql_groups;
 mod sql_partitions;
+mod sql_recursion;
+mod sql_schema_life;
 mod sql_subqueries;
 mod stand_in;

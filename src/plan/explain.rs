@@ -209,6 +209,15 @@ impl Explainer<'_> {
                 let labels = input.labels.clone();
                 nested(head, vec![input], labels)
             }
+            Rel::Recursive { base, step, distinct, .. } => {
+                let (base, step) = (self.rel(base), self.rel(step));
+                let labels = base.labels.clone();
+                let head = if distinct.is_some() { "Recursive" } else { "RecursiveAll" };
+                nested(head.to_owned(), vec![base, step], labels)
+            }
+            Rel::RecursiveReference { width, .. } => {
+                leaf("Recursion", "so far", (1..=*width).map(|i| format!("r{i}")).collect())
+            }
             Rel::UnionAll { inputs } => {
                 let inputs: Vec<Text> = inputs.iter().map(|i| self.rel(i)).collect();
                 let labels = inputs.first().map(|i| i.labels.clone()).unwrap_or_default();

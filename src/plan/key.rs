@@ -198,6 +198,17 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             }
             proven
         }
+        Rel::Recursive { base, distinct, .. } => {
+            let mut proven = Proven::new(vec![false; super::width(base)], []);
+            if let Some(keys) = distinct {
+                proven.images.push((0..keys.len()).collect());
+                if !keys.contains(&KeyForm::Exact) {
+                    proven.add((0..keys.len()).collect());
+                }
+            }
+            proven
+        }
+        Rel::RecursiveReference { width, .. } => Proven::new(vec![false; *width], []),
         Rel::UnionAll { inputs } => {
             let mut not_null = vec![true; super::width(rel)];
             for input in inputs {

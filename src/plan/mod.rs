@@ -45,6 +45,11 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// WITH RECURSIVE: the base's columns; the least fixed point of `base + step`, where the step reads the result so far
+    /// as [`Rel::RecursiveReference`] with the same `id`. `distinct`: the keys of UNION; `None`: UNION ALL.
+    Recursive { id: usize, base: Box<Rel>, step: Box<Rel>, distinct: Option<Vec<KeyForm>> },
+    /// What the recursion `id` around it has so far.
+    RecursiveReference { id: usize, width: usize },
     /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
     /// smallest first.
     SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
@@ -222,6 +227,8 @@ pub fn width(rel: &Rel) -> usize {
         Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
+        Rel::Recursive { base, .. } => width(base),
+        Rel::RecursiveReference { width, .. } => *width,
         Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
             true => width(input) + batch.exprs.len(),
             false => keys.len() + batch.exprs.len(),
@@ -236,7 +243,10 @@ impl Rel {
     /// The operators directly below.
     pub fn inputs(&self) -> Vec<&Rel> {
         match self {
-            Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => Vec::new(),
+            Rel::Source { .. }
+            | Rel::StreamTable { .. }
+            | Rel::Constant { .. }
+            | Rel::RecursiveReference { .. } => Vec::new(),
             Rel::Filter { input, .. }
             | Rel::Project { input, .. }
             | Rel::Evaluate { input, .. }
@@ -245,6 +255,7 @@ impl Rel {
             | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
+            Rel::Recursive { base, step, .. } => vec![base, step],
             Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
@@ -296,7 +307,14 @@ impl Rel {
                 _ => {}
             }
             match rel {
-                Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
+                Rel::Source { .. }
+                | Rel::StreamTable { .. }
+                | Rel::Constant { .. }
+                | Rel::RecursiveReference { .. } => {}
+                Rel::Recursive { base, step, .. } => {
+                    walk(base, next);
+                    walk(step, next);
+                }
                 Rel::Filter { input, .. }
                 | Rel::Project { input, .. }
                 | Rel::Evaluate { input, .. }
@@ -314,6 +332,15 @@ impl Rel {
             }
         }
         walk(self, &mut Vec::new());
+    }
+
+    /// Whether the reference of recursion `id` is below (a recursion inside with the same `id` is another one).
+    pub fn reads_recursion(&self, id: usize) -> bool {
+        match self {
+            Rel::RecursiveReference { id: other, .. } => *other == id,
+            Rel::Recursive { id: other, .. } if *other == id => false,
+            rel => rel.inputs().iter().any(|i| i.reads_recursion(id)),
+        }
     }
 
     /// Calls `visit` for this operator and all below, from the top.

@@ -15,11 +15,11 @@ use super::stage::{Stage, column_node, rewrite, same};
 use super::{Level, Translator, check, grouping_sets, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
-struct Call {
-    function: AggregateFunction,
-    argument: Option<Node>,
-    filter: Option<Node>,
-    distinct: Option<KeyForm>,
+pub(super) struct Call {
+    pub function: AggregateFunction,
+    pub argument: Option<Node>,
+    pub filter: Option<Node>,
+    pub distinct: Option<KeyForm>,
 }
 
 /// The expressions of GROUP BY.
@@ -262,7 +262,7 @@ impl Translator<'_> {
     }
 
     /// The call's native form; `None`: PostgreSQL computes it.
-    fn call(&self, node: &Node) -> Step<Option<Call>> {
+    pub(super) fn call(&self, node: &Node) -> Step<Option<Call>> {
         if node.int("agglevelsup")? != 0 {
             return Err(unknown_form("an aggregate of an outer query level"));
         }

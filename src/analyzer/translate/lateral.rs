@@ -47,7 +47,7 @@ impl Translator<'_> {
             }
             3 => needs.extend(entries_of(&self.function_calls(frame, item.int("rtindex")?)?)),
             6 if entry.int("ctelevelsup")? == 0 => {
-                for node in self.references(frame, self.cte_query(frame, entry)?)? {
+                for node in self.references(frame, self.cte_node(frame, entry)?.node("ctequery")?)? {
                     needs.extend(entries_of(&node));
                 }
             }
@@ -64,11 +64,11 @@ impl Translator<'_> {
     }
 
     /// The query of a CTE of this level.
-    pub(super) fn cte_query<'f>(&self, level: &'f Level, entry: &Node) -> Step<&'f Node> {
+    pub(super) fn cte_node<'f>(&self, level: &'f Level, entry: &Node) -> Step<&'f Node> {
         let name = entry.text("ctename");
         let ctes = level.query.nodes("cteList")?;
         let cte = ctes.into_iter().find(|c| c.text("ctename") == name);
-        Ok(cte.ok_or_else(|| unknown_form("a CTE without a query"))?.node("ctequery")?)
+        cte.ok_or_else(|| unknown_form("a CTE without a query"))
     }
 
     /// The level of a query in FROM; it works per row of `frame`'s domain if it refers to what that stands for.

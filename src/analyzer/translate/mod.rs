@@ -22,7 +22,9 @@ mod kernels;
 mod lateral;
 mod native;
 mod prune;
+mod recursion;
 mod refusal;
+mod scalar;
 mod select;
 mod semi;
 mod setop;
@@ -87,6 +89,7 @@ pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
         upstreams: Vec::new(),
         remote: Vec::new(),
         subqueries: RefCell::new(Vec::new()),
+        recursions: Vec::new(),
         depth: 0,
     };
     let stage = translator.query(&Frame::top(query))?;
@@ -103,6 +106,8 @@ struct Translator<'a> {
     remote: Vec<Remote>,
     /// The subqueries in expressions met so far; SUBPLAN nodes name them by position.
     subqueries: RefCell<Vec<Rc<Subquery>>>,
+    /// Recursions around what is being translated, outermost first.
+    recursions: Vec<recursion::Recursion>,
     depth: usize,
 }
 
@@ -228,12 +233,7 @@ fn refuse_clauses(query: &Node) -> Step<()> {
         return Err(Refusal::new("unsupported.statement", "the query is no SELECT"));
     }
     let present = |field: &str| !query.list(field).is_empty() || query.optional_node(field).is_some();
-    let refusal = if query.bool("hasRecursive") {
-        Some(Refusal::new(
-            "unsupported.recursive_query",
-            "WITH RECURSIVE is not maintained incrementally yet",
-        ))
-    } else if query.bool("hasModifyingCTE") {
+    let refusal = if query.bool("hasModifyingCTE") {
         Some(Refusal::new("unsupported.statement", "WITH contains a statement that writes"))
     } else if query.bool("hasForUpdate") || present("rowMarks") {
         Some(Refusal::new(

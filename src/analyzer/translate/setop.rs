@@ -36,7 +36,7 @@ impl Translator<'_> {
     }
 
     /// `distinct`: to the operation above, equal rows are one anyway, which makes an inner Distinct superfluous.
-    fn set_operand(&mut self, frame: &Level, node: &Node, distinct: bool) -> Step<Stage> {
+    pub(super) fn set_operand(&mut self, frame: &Level, node: &Node, distinct: bool) -> Step<Stage> {
         if node.tag == "RANGETBLREF" {
             let entry = range_table_entry(&frame.query, node.int("rtindex")?)?;
             // All operands work per row of the same domain, whether they refer to it or not.
@@ -122,7 +122,7 @@ impl Translator<'_> {
         Ok((side(Expr::Column(width)), side(Expr::Not(Box::new(Expr::Column(width)))), forms))
     }
 
-    fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
+    pub(super) fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
         let numbers =
             |field: &str| -> Vec<i64> { node.list(field).iter().filter_map(Value::as_int).collect() };
         let (oids, typmods, collations) =
@@ -141,7 +141,7 @@ impl Translator<'_> {
     }
 
     /// The stage's rows with columns of the given types, those of outer references behind them.
-    fn coerce(&mut self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
+    pub(super) fn coerce(&mut self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
         if stage.visible() != to.len() {
             return Err(unknown_form("columns of a set operation"));
         }
