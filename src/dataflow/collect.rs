@@ -43,6 +43,9 @@ struct Groups {
     counter: Held,
 }
 
+/// The updates of an epoch that has all of them.
+type Complete = (Capability<Epoch>, Vec<(KeyedRow, i64)>);
+
 /// The epoch that waits for its answer.
 struct Asked {
     capability: Capability<Epoch>,
@@ -95,7 +98,7 @@ pub(super) fn group<'s>(
                     pending.insert(first, (capability.delayed(&first), Vec::new()));
                 }
                 drop(capability);
-                let mut queue: VecDeque<(Capability<Epoch>, Vec<(KeyedRow, i64)>)> = VecDeque::new();
+                let mut queue: VecDeque<Complete> = VecDeque::new();
                 let mut waiting: Option<Asked> = None;
                 let mut start = speaks;
                 let activator = scope.worker().sync_activator_for(info.address.to_vec());

@@ -82,7 +82,7 @@ impl Translator<'_> {
         }
         let width = lists.first().map_or(0, Vec::len);
         let outer = lists.iter().flatten().any(|n| entries_of(n).contains(&OUTER));
-        let outer = outer.then(|| frame.outer_nodes()).unwrap_or_default();
+        let outer = if outer { frame.outer_nodes() } else { Vec::new() };
         for mut list in lists {
             let one = match frame.domain().filter(|_| !outer.is_empty()) {
                 Some(domain) => domain.clone(),
