@@ -34,6 +34,7 @@ mod servers;
 mod snapshots;
 mod sql;
 mod sql_partitions;
+mod sql_schedules;
 mod sql_schema_life;
 mod sql_subqueries;
 mod stand_in;
