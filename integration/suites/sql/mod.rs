@@ -7,9 +7,13 @@
 //! `PGTRICKLE_SQL_SEED` chooses other random changes.
 
 mod corpus;
+mod page;
 mod pinned;
 pub mod report;
 mod runner;
+mod toast;
+mod tpch;
+mod types;
 pub mod workload;
 
 use std::collections::BTreeSet;
@@ -73,10 +77,10 @@ impl Schema {
     }
 }
 
-/// Fails with everything that is not as expected.
+/// Fails with everything that is not as expected. Names of cases are unique over all suites.
 pub async fn conformance(server: &Server, schema: &Schema, cases: &[Case]) {
     let report = examine(server, schema, cases).await;
-    println!("{}: {}", schema.name, report.summary());
+    println!("{} on {}: {}", schema.name, server.major, report.summary());
     let odd = report.complaints();
     assert!(odd.is_empty(), "{}: {} complaints:\n{}", schema.name, odd.len(), odd.join("\n"));
 }
@@ -111,16 +115,28 @@ pub async fn examine(server: &Server, schema: &Schema, cases: &[Case]) -> Report
     }
     workload.assert_useful(schema.name);
     assert_eq!(sidecar.terminate(SOON).await, Some(0), "the sidecar's exit code after SIGTERM");
+    report.note(schema);
     report
 }
 
+/// Cases that shall be maintained and are still recomputed, one name a line; `#` begins a comment.
+fn is_pending(case: &Case) -> bool {
+    let names = include_str!("pending.txt").lines().filter_map(|line| line.split('#').next());
+    names.map(str::trim).any(|name| name == case.name)
+}
+
 fn chosen(cases: &[Case]) -> Vec<Case> {
+    let expected = |case: &Case| match case.expect {
+        Expect::Incremental if is_pending(case) => Case { expect: Expect::Any, ..*case },
+        _ => *case,
+    };
+    let cases: Vec<Case> = cases.iter().map(expected).collect();
     match std::env::var("PGTRICKLE_SQL_ONLY") {
         Ok(names) if !names.is_empty() => {
             let names: BTreeSet<&str> = names.split(',').map(str::trim).collect();
             cases.iter().filter(|c| names.contains(c.name)).copied().collect()
         }
-        _ => cases.to_vec(),
+        _ => cases,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What became of the cases of a suite.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
-use super::{Case, Expect};
+use super::{Case, Expect, Schema};
 
 /// One case. All texts are empty until they are known.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +63,25 @@ impl Report {
             reasons.entry(reason).or_default().push(case.name);
         }
         reasons
+    }
+
+    /// Appends the summary, the reasons with their counts, and wrong answers to the file that `PGTRICKLE_SQL_REASONS`
+    /// names.
+    pub fn note(&self, schema: &Schema) {
+        let Some(file) = std::env::var_os("PGTRICKLE_SQL_REASONS") else { return };
+        let mut reasons: Vec<_> = self.reasons().into_iter().collect();
+        reasons.sort_by_key(|(_, names)| std::cmp::Reverse(names.len()));
+        let mut text = format!("== {}: {}\n", schema.name, self.summary());
+        for (reason, names) in reasons {
+            let _ = writeln!(text, "{:4}  {reason}\n      {}", names.len(), names.join(" "));
+        }
+        for (case, outcome) in self.pairs() {
+            if let Some(wrong) = &outcome.wrong {
+                let _ = writeln!(text, "WRONG {} ({}): {wrong}", case.name, outcome.mode);
+            }
+        }
+        let file = std::fs::File::options().create(true).append(true).open(file);
+        file.expect("the file of reasons").write_all(text.as_bytes()).expect("the reasons are written");
     }
 
     /// Everything that is not as expected, with the query.
