@@ -74,6 +74,7 @@ declare
     grants text[] := '{}';
     one text;
     label text;
+    circle text;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id for no key update;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
@@ -81,6 +82,20 @@ begin
     if exists (select from pgtrickle._sources(probe) q where q.source = s.pgt_relid) then
         raise exception 'stream table % cannot read itself', label using errcode = '42P19',
             hint = 'Use WITH RECURSIVE inside one query.';
+    end if;
+    with recursive up (pgt_id, path) as (
+        select n.pgt_id, array[label, format('%I.%I', n.pgt_schema, n.pgt_name)]
+          from pgtrickle._sources(probe) q join pgtrickle.stream_table_names n on n.relid = q.source
+        union all
+        select n.pgt_id, u.path || format('%I.%I', n.pgt_schema, n.pgt_name)
+          from up u join pgtrickle.query_views v on v.pgt_id = u.pgt_id
+          cross join lateral pgtrickle._sources(v.query_view) q
+          join pgtrickle.stream_table_names n on n.relid = q.source
+         where u.pgt_id <> id and cardinality(u.path) < 200)
+    select array_to_string(u.path, ' -> ') into circle from up u where u.pgt_id = id limit 1;
+    if found then
+        raise exception 'stream tables cannot read each other in a circle: %', circle using errcode = '42P19',
+            hint = 'Change the query of one of them so that it reads something else.';
     end if;
     if keep then
         select s.refresh_mode as mode, s.refresh_reason as reason, s.key_columns as key, true as decided,

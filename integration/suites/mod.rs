@@ -37,6 +37,7 @@ mod sql;
 mod sql_groups;
 mod sql_partitions;
 mod sql_recursion;
+mod sql_schedules;
 mod sql_schema_life;
 mod sql_subqueries;
 mod stand_in;

@@ -141,7 +141,9 @@ async fn columns_tables_schemas_and_views_change_under_writes() {
         }
         assert!(writer.end().await > 20, "the application wrote all the time");
         scene.check_in_time(&names()).await;
-        assert_eq!(scene.generation().await, before, "the pipeline was never started anew");
+        // One that is altered again while it is being read begins from the start; that is rare.
+        let starts = scene.generation().await - before;
+        assert!(starts <= 3, "the pipeline was started anew {starts} times");
     })
     .await;
 }

@@ -321,6 +321,10 @@ impl Engine {
         self.registered = true;
         let mut assigned = Vec::new();
         for spec in specs {
+            // It was altered since it was read for others: they follow with the next preparation.
+            if self.sources.layout(spec.oid).is_some_and(|held| held.contradicts(&spec)) {
+                self.read_again(&[spec.oid])?;
+            }
             let place = self.sources.require(&spec)?;
             if place.fresh {
                 let identity = place.spec.identity;

@@ -124,7 +124,7 @@ impl Engine {
     }
 
     /// Lets go of sources whose rows can't be trusted any more; whatever reads them is prepared anew.
-    fn read_again(&mut self, oids: &[u32]) -> Result<()> {
+    pub(super) fn read_again(&mut self, oids: &[u32]) -> Result<()> {
         let instances: Vec<_> = oids.iter().flat_map(|oid| self.sources.instances_of(*oid)).collect();
         let views = self.views.reading(&instances);
         self.prepare_anew(&views)?;

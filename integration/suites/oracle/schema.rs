@@ -254,7 +254,10 @@ fn table(rng: &mut Prng, number: usize, before: &[Table]) -> Table {
     }
     add("k".into(), *rng.pick(&[Ty::Int4, Ty::Int4, Ty::Int8, Ty::Int2]), Role::Join);
     add("g".into(), *rng.pick(&[Ty::Text, Ty::Text, Ty::Varchar]), Role::Join);
-    let candidates: Vec<usize> = (0..before.len()).filter(|t| before[*t].key().len() == 1).collect();
+    let candidates: Vec<usize> = (0..before.len())
+        // A foreign key does not see the rows of children.
+        .filter(|t| before[*t].key().len() == 1 && before[*t].form != Form::Inherited)
+        .collect();
     let parent = (!candidates.is_empty() && rng.chance(60)).then(|| *rng.pick(&candidates));
     if let Some(parent) = parent {
         add("parent".into(), before[parent].key()[0].ty, Role::Parent);
