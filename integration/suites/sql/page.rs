@@ -57,7 +57,10 @@ fn tables() -> &'static str {
 async fn every_example_of_the_page_has_the_mode_that_it_tells() {
     let cases = &cases();
     assert!(cases.len() > 100, "only {} examples", cases.len());
-    let schema =
-        Schema { transactions: 30, ..Schema::new("docs/sql.md", format!("{}{ROWS}", tables()).leak()) };
+    let schema = Schema {
+        transactions: 30,
+        restart: true,
+        ..Schema::new("docs/sql.md", format!("{}{ROWS}", tables()).leak())
+    };
     for_each_major(async |server| conformance(server, &schema, cases).await).await;
 }
