@@ -153,7 +153,7 @@ begin
     execute format('grant select on %s, %s to %I', s.pgt_relid, s.query_view, role);
     for f in select p.oid::regprocedure from pg_proc p
               where p.pronamespace = 'pgtrickle_queries'::regnamespace
-                and p.proname ~ format('^(apply|recompute|evaluate)_%s(_[0-9]+)?$', id) loop
+                and p.proname ~ format('^(apply|recompute|evaluate|follow)_%s(_[0-9]+)?$', id) loop
         execute format('grant execute on function %s to %I', f, role);
     end loop;
 end $$;

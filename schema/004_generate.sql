@@ -353,7 +353,7 @@ declare
 begin
     for f in select p.oid::regprocedure from pg_proc p
               where p.pronamespace = 'pgtrickle_queries'::regnamespace
-                and p.proname ~ format('^(apply|recompute|evaluate)_%s(_[0-9]+)?$', id) loop
+                and p.proname ~ format('^(apply|recompute|evaluate|follow)_%s(_[0-9]+)?$', id) loop
         execute format('drop function %s', f);
     end loop;
 end $$;
@@ -368,6 +368,13 @@ begin
     perform pgtrickle._create_recompute('recompute', id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
     perform pgtrickle._create_evaluations(id, s.evaluations, s.query_settings);
     perform pgtrickle._set_guard(id, s.pgt_relid, s.user_writes);
+    -- The sidecar calls it when the table was renamed: the functions name it.
+    if to_regprocedure(format('pgtrickle_queries.follow_%s()', id)) is null then
+        execute format('create function pgtrickle_queries.follow_%1$s() returns void language sql security definer '
+            'set search_path = pg_catalog, pg_temp as %2$L', id,
+            format('select pgtrickle._follow_rename(%1$s); select pgtrickle._create_functions(%1$s)', id));
+        execute format('revoke all on function pgtrickle_queries.follow_%s() from public', id);
+    end if;
     perform pgtrickle._grant_sidecar(id);
 end $$;
 

@@ -293,6 +293,10 @@ begin
         raise exception 'the table of stream table % was dropped', label using errcode = '42P01',
             hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
     end if;
+    if s.parked_query is not null then
+        raise exception 'stream table % is parked for a migration of %', label, s.parked_for using errcode = '55000',
+            hint = format('SELECT pgtrickle.end_ddl(%L); puts its query back.', s.parked_for);
+    end if;
     -- The table or its schema may have been renamed: the functions name it.
     perform pgtrickle._follow_rename(id);
     perform pgtrickle._create_functions(id);

@@ -8,10 +8,61 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
      where a.attrelid = rel and a.attnum > 0 and not a.attisdropped and a.attname <> '__pgt_row_id'
 $$;
 
--- Makes the storage, view and functions fit a new query. Same columns and same row identity: everything stays in
--- place and only differences are written. Otherwise the table is made anew with its grants (other things that were
--- attached to it, such as indexes, are lost, which is said), and refused while something depends on it.
-create or replace function pgtrickle._replace_query(id bigint, query text, path text, requested text) returns void
+-- Lets a table in key form follow its query in place: columns that the query has no more leave, new ones come behind
+-- the others, changed types follow by a cast. False (and nothing done) where that can't give the query's columns in
+-- their order, or the key changed. Readers see the old rows until the caller commits.
+create or replace function pgtrickle._reshape(storage regclass, view regclass, old_key text[], new_key text[]) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    kept text[];
+    wanted text[];
+    c record;
+begin
+    if old_key is null or old_key is distinct from new_key then
+        return false;
+    end if;
+    select array_agg(a.attname::text order by a.attnum) into wanted from pg_attribute a
+     where a.attrelid = view and a.attnum > 0 and not a.attisdropped;
+    select array_agg(a.attname::text order by a.attnum) into kept from pg_attribute a
+     where a.attrelid = storage and a.attnum > 0 and not a.attisdropped and a.attname = any (wanted);
+    if kept is null or wanted[1:cardinality(kept)] is distinct from kept or not kept @> old_key then
+        return false;
+    end if;
+    begin
+        for c in select a.attname from pg_attribute a
+                  where a.attrelid = storage and a.attnum > 0 and not a.attisdropped and a.attname <> all (wanted) loop
+            execute format('alter table %s drop column %I', storage, c.attname);
+        end loop;
+        for c in select v.attname, format_type(v.atttypid, v.atttypmod) as type, t.attname is null as is_new,
+                        case when v.attcollation <> 0 then (select format(' collate %I.%I', n.nspname, k.collname)
+                            from pg_collation k join pg_namespace n on n.oid = k.collnamespace where k.oid = v.attcollation)
+                            else '' end as coll
+                   from pg_attribute v
+                   left join pg_attribute t on t.attrelid = storage and t.attname = v.attname and not t.attisdropped
+                  where v.attrelid = view and v.attnum > 0 and not v.attisdropped
+                    and (v.atttypid, v.atttypmod, v.attcollation) is distinct from (t.atttypid, t.atttypmod, t.attcollation)
+                  order by v.attnum loop
+            if c.is_new then
+                execute format('alter table %s add column %I %s%s', storage, c.attname, c.type, c.coll);
+            else
+                execute format('alter table %1$s alter column %2$I type %3$s%4$s using %2$I::%3$s',
+                               storage, c.attname, c.type, c.coll);
+            end if;
+        end loop;
+        return true;
+    exception when others then
+        -- A value that can't be cast; something that depends on a column: the caller makes the table anew, or says so.
+        return false;
+    end;
+end $$;
+
+-- Makes the storage, view and functions fit a new query. Same row identity and columns that can follow in place: the
+-- table stays, with its indexes and grants, and only differences are written. Otherwise the table is made anew with
+-- its grants (other things that were attached to it, such as indexes, are lost, which is said), and refused while
+-- something depends on it. keep: the query is the old one over changed tables, its key is taken for proven until the
+-- sidecar has looked at it again.
+drop function if exists pgtrickle._replace_query(bigint, text, text, text);
+create or replace function pgtrickle._replace_query(id bigint, query text, path text, requested text, keep boolean default false) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
@@ -31,10 +82,17 @@ begin
         raise exception 'stream table % cannot read itself', label using errcode = '42P19',
             hint = 'Use WITH RECURSIVE inside one query.';
     end if;
-    select * into d from pgtrickle._decide(id, label, probe, requested);
+    if keep then
+        select s.refresh_mode as mode, s.refresh_reason as reason, s.key_columns as key, true as decided,
+               s.evaluations as evaluations into d;
+    else
+        select * into d from pgtrickle._decide(id, label, probe, requested);
+    end if;
     if pgtrickle._shape(probe) = pgtrickle._shape(s.pgt_relid) and (not d.decided or d.key is not distinct from s.key_columns) then
         execute format('drop view %s', probe);
-        view := pgtrickle._create_view((select c.relname from pg_class c where c.oid = s.query_view), query, path, true);
+        -- A source that was dropped with CASCADE has taken the view along.
+        view := pgtrickle._create_view(coalesce((select c.relname from pg_class c where c.oid = s.query_view),
+                                                pgtrickle._view_name(s.pgt_name, id)), query, path, true);
         storage := s.pgt_relid;
         d.key := s.key_columns;
         -- A key was proven for the old query only; an undecided new one gets the form that needs no proof.
@@ -47,6 +105,15 @@ begin
                 execute format('alter table %s drop constraint %I', storage, g.conname);
             end loop;
         end if;
+    elsif d.decided and pgtrickle._reshape(s.pgt_relid, probe, s.key_columns, d.key) then
+        -- The functions name the view's row type.
+        perform pgtrickle._drop_functions(id);
+        if exists (select from pg_class c where c.oid = s.query_view) then
+            execute format('drop view %s', s.query_view);
+        end if;
+        execute format('alter view %s rename to %I', probe, pgtrickle._view_name(s.pgt_name, id));
+        view := probe;
+        storage := s.pgt_relid;
     else
         for g in select a.grantee, a.privilege_type, a.is_grantable
                    from pg_class c cross join lateral aclexplode(c.relacl) a
@@ -58,7 +125,9 @@ begin
         perform pgtrickle._drop_functions(id);
         begin
             execute format('drop table %s', s.pgt_relid);
-            execute format('drop view %s', s.query_view);
+            if exists (select from pg_class c where c.oid = s.query_view) then
+                execute format('drop view %s', s.query_view);
+            end if;
         exception when dependent_objects_still_exist then
             raise exception 'the new query of stream table % has other columns or keys, and something depends on its table',
                 label using errcode = '2BP01', detail = sqlerrm,
@@ -74,8 +143,9 @@ begin
             using hint = 'Indexes, comments and triggers of the old table are gone; grants were kept.';
     end if;
     update pgtrickle.pgt_stream_tables t
-       set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view), original_query = query,
-           query_settings = pgtrickle._query_settings(), key_columns = d.key, refresh_mode = d.mode,
+       set pgt_relid = storage, query_view = view, defining_query = pg_get_viewdef(view),
+           original_query = case when keep then s.original_query else query end,
+           query_settings = case when keep then s.query_settings else pgtrickle._query_settings() end, key_columns = d.key, refresh_mode = d.mode,
            refresh_reason = d.reason, evaluations = d.evaluations, requested_refresh_mode = requested,
            status = 'INITIALIZING'
      where t.pgt_id = id;
@@ -117,6 +187,9 @@ begin
      where t.pgt_id = id;
     if query is not null then
         perform pgtrickle._replace_query(id, query, path, requested);
+        update pgtrickle.pgt_stream_tables t
+           set parked_query = null, parked_for = null, parked_order = null, parked_status = null
+         where t.pgt_id = id and t.parked_query is not null;
     elsif requested <> s.requested_refresh_mode then
         select * into d from pgtrickle._decide(id, label, s.query_view, requested);
         update pgtrickle.pgt_stream_tables t

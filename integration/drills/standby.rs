@@ -57,6 +57,35 @@ async fn a_standby_without_slots_is_promoted() {
     .await;
 }
 
+/// A read replica answers what the primary answers, stream tables and snapshots alike; a sidecar that is sent there says
+/// that it belongs on the primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_replica_shows_stream_tables_and_snapshots() {
+    drill("read-replica", When::All, async |drill| {
+        let scene = Scene::set(drill, &[]).await;
+        let (name, _) = super::scene::STREAMS[0];
+        let app = scene.db.as_app().await;
+        app.execute("select pgtrickle.snapshot_stream_table($1, 'app.kept')", &[&name]).await.expect("a snapshot");
+        let standby = standby(drill, &scene, &[]).await;
+        let copy = Database::new(&standby, NAME);
+        scene.load.progress(40).await;
+        let Scene { server: _server, db, mut sidecar, load } = scene;
+        load.stop().await;
+        super::proof::check_equal(&db).await;
+        caught_up(&db, &copy).await;
+        super::proof::become_equal(&copy).await;
+        let listed = "select string_agg(snapshot_table || ' ' || row_count, ',') from pgtrickle.list_snapshots()";
+        assert_eq!(copy.value(listed).await, db.value(listed).await, "snapshots on the replica");
+        let check = "select severity || ': ' || detail from pgtrickle.health_check() where check_name = 'scheduler_running'";
+        let said = copy.value(check).await.expect("health");
+        assert!(said.starts_with("OK: a standby"), "{said}");
+        let lost = crate::harness::database::pgtrickle(&["run", "--database-url", &copy.url(crate::harness::database::SIDECAR)]);
+        assert_eq!(lost.status.code(), Some(6), "{}", crate::harness::database::printed(&lost));
+        assert_eq!(sidecar.terminate(PATIENCE).await, Some(0));
+    })
+    .await;
+}
+
 /// A standby whose slots follow the primary's (17 and newer).
 async fn with_failover_slots(drill: &Drill) -> (Scene, Server) {
     let scene = Scene::set(drill, &[]).await;

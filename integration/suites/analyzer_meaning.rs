@@ -17,6 +17,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::analyzer_support::database;
 use super::sql_subqueries::cases;
+use super::{analyzer_groups, sql_groups};
 use crate::harness::for_each_major;
 
 const SCHEMA: &str = "
@@ -90,7 +91,7 @@ fn holds(predicate: &Expr, row: &Row) -> bool {
     kernel::is_true(predicate, &row.unpack(), &mut Scratch::default()).expect("no error in a condition")
 }
 
-fn image(row: &Row) -> Vec<Option<String>> {
+pub(super) fn image(row: &Row) -> Vec<Option<String>> {
     let text = |d: Datum<'_>| {
         assert!(!d.is_error(), "an error reached the output");
         let mut bytes = Vec::new();
@@ -120,7 +121,7 @@ impl Interpreter<'_> {
     async fn run(&self, rel: &Rel) -> Rows {
         match rel {
             Rel::Source { source, attributes } => self.source(*source, attributes).await,
-            Rel::StreamTable { .. } | Rel::Group { .. } | Rel::TopK { .. } => {
+            Rel::StreamTable { .. } | Rel::Recursive { .. } | Rel::RecursiveReference { .. } => {
                 panic!("nothing of the kind here")
             }
             Rel::Constant { rows } => rows.clone(),
@@ -173,6 +174,14 @@ impl Interpreter<'_> {
                     seen.entry(builder.finish()).or_insert(row);
                 }
                 seen.into_values().collect()
+            }
+            Rel::Group { input, keys, batch } => {
+                let rows = Box::pin(self.run(input)).await;
+                analyzer_groups::group(self.client, rows, keys, batch).await
+            }
+            Rel::TopK { input, partition, order, offset, limit, with_ties } => {
+                let rows = Box::pin(self.run(input)).await;
+                analyzer_groups::top(rows, partition, order, (*offset, *limit, *with_ties))
             }
             Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
                 let mut all = Vec::new();
@@ -339,11 +348,13 @@ fn aggregate(call: &Aggregate, rows: &Rows) -> Row {
 async fn a_plan_gives_the_rows_of_its_query() {
     for_each_major(|server| async {
         let (_database, mut client) = database(server, SCHEMA).await;
-        for query in QUERIES {
-            check(&mut client, query)
-                .await
-                .unwrap_or_else(|wrong| panic!("{query} on {}: {wrong}", server.major));
+        let mut wrong = Vec::new();
+        for query in QUERIES.iter().chain(sql_groups::plans::QUERIES) {
+            if let Err(what) = check(&mut client, query).await {
+                wrong.push(format!("{query}\n{what}"));
+            }
         }
+        assert!(wrong.is_empty(), "on {}: {}", server.major, wrong.join("\n"));
     })
     .await;
 }
@@ -407,4 +418,28 @@ async fn check(client: &mut Client, query: &str) -> Result<(), String> {
         println!("{query}\n{text}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_of_groups_windows_and_sets_give_the_rows_of_their_queries() {
+    for_each_major(|server| async {
+        let (_database, mut client) = database(server, sql_groups::cases::SCHEMA).await;
+        let mut wrong = Vec::new();
+        for data in ["", "delete from t where id % 3 = 1", "delete from u", "delete from t"] {
+            client.batch_execute(data).await.expect(data);
+            for (name, query) in sql_groups::cases::CASES {
+                match check(&mut client, query).await {
+                    // Which of equal values is shown is the server's choice.
+                    Err(what) if what.starts_with("got") && sql_groups::cases::CHOICE.contains(name) => {}
+                    Err(what) => wrong.push(format!("{name} after {data:?}: {query}\n{what}")),
+                    Ok(()) => {}
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{} on {}: {}", wrong.len(), server.major, wrong.join("\n"));
+        for (name, query) in sql_groups::cases::REFUSED {
+            assert!(check(&mut client, query).await.is_err_and(|e| e.starts_with("refused")), "{name}");
+        }
+    })
+    .await;
 }

@@ -1,6 +1,7 @@
 //! The suites; each file is one subject.
 
 mod analyzer_deparse;
+mod analyzer_groups;
 mod analyzer_load;
 mod analyzer_meaning;
 mod analyzer_plans;
@@ -33,6 +34,9 @@ mod schema;
 mod servers;
 mod snapshots;
 mod sql;
+mod sql_groups;
 mod sql_partitions;
+mod sql_recursion;
+mod sql_schema_life;
 mod sql_subqueries;
 mod stand_in;

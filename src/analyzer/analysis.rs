@@ -204,9 +204,18 @@ async fn verify_all(
     facts: &Facts,
     remote: &[Remote],
 ) -> Result<Option<Refusal>> {
-    for Remote { batch, originals } in remote {
-        let originals: Vec<&Node> = originals.iter().collect();
-        match verify::verify(transaction, facts, batch, &originals, &translate::input_of).await {
+    for remote in remote {
+        let verified = match remote {
+            Remote::Rows { batch, originals } => {
+                let originals: Vec<&Node> = originals.iter().collect();
+                verify::verify(transaction, facts, batch, &originals, &translate::input_of).await
+            }
+            Remote::Groups { batch, originals } => {
+                let originals = originals.as_ref();
+                verify::verify_group(transaction, facts, batch, originals, &translate::input_of).await
+            }
+        };
+        match verified {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Unsupported => {
                 return Ok(Some(Refusal::new("unsupported.expression", e.context())));

@@ -62,6 +62,8 @@ pub struct Operator {
     pub result: u32,
     /// `oprcode`.
     pub function: u32,
+    /// It is the equality of the default hash operator class of its operands' type.
+    pub is_hash_equality: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -28,7 +28,12 @@ const FUNCTIONS: &str = "select p.oid, n.nspname::pg_catalog.text, p.proname::pg
     where p.oid operator(pg_catalog.=) any ($1)";
 
 const OPERATORS: &str = "select o.oid, n.nspname::pg_catalog.text, o.oprname::pg_catalog.text, \
-    o.oprkind::pg_catalog.text, o.oprleft, o.oprright, o.oprresult, o.oprcode::pg_catalog.oid \
+    o.oprkind::pg_catalog.text, o.oprleft, o.oprright, o.oprresult, o.oprcode::pg_catalog.oid, \
+    exists (select from pg_catalog.pg_opclass c \
+      join pg_catalog.pg_am a on a.oid operator(pg_catalog.=) c.opcmethod \
+      join pg_catalog.pg_amop p on p.amopfamily operator(pg_catalog.=) c.opcfamily \
+      where c.opcdefault and a.amname operator(pg_catalog.=) 'hash' and p.amopopr operator(pg_catalog.=) o.oid \
+        and c.opcintype operator(pg_catalog.=) o.oprleft and c.opcintype operator(pg_catalog.=) o.oprright) \
     from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) o.oprnamespace \
     where o.oid operator(pg_catalog.=) any ($1)";
 
@@ -177,6 +182,7 @@ pub(super) async fn operators<C: GenericClient + Sync>(client: &C, oids: &[u32])
         right: r.get(5),
         result: r.get(6),
         function: r.get(7),
+        is_hash_equality: r.get(8),
     };
     Ok(rows.iter().map(operator).collect())
 }

@@ -107,6 +107,34 @@ const BY_TEXT: &[&str] = &[
     "to_jsonb",
 ];
 
+/// Aggregates of the same kind.
+const BY_TEXT_AGGREGATES: &[&str] = &[
+    "json_agg",
+    "json_agg_strict",
+    "json_object_agg",
+    "json_object_agg_strict",
+    "json_object_agg_unique",
+    "json_object_agg_unique_strict",
+    "jsonb_agg",
+    "jsonb_agg_strict",
+    "jsonb_object_agg",
+    "jsonb_object_agg_strict",
+    "jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict",
+];
+
+/// Functions that read values of the types of their result's columns, which are looked at where those are defined.
+const BY_RESULT: &[&str] = &[
+    "json_populate_record",
+    "json_populate_recordset",
+    "json_to_record",
+    "json_to_recordset",
+    "jsonb_populate_record",
+    "jsonb_populate_recordset",
+    "jsonb_to_record",
+    "jsonb_to_recordset",
+];
+
 /// SQL functions whose body is the concatenation or quoting of a value's text; the name alone decides.
 const BY_TEXT_SQL: &[&str] = &["textanycat", "anytextcat", "quote_literal", "quote_nullable"];
 
@@ -145,10 +173,28 @@ pub fn of_function(facts: &Facts, function: &Function, args: &[&Node]) -> Depend
         // JSON asks for a cast of the value's type, which can be a user's function.
         return if source.contains("json") && worst < More { Settings } else { worst };
     }
+    if function.kind == 'a' && BY_TEXT_AGGREGATES.contains(&function.name.as_str()) {
+        // A cast of the value's type can be a user's function.
+        return args.iter().map(|a| of_text(facts, a)).max().unwrap_or(Nothing).max(Settings);
+    }
     if internal && BY_SETTINGS.contains(&source) {
         return Settings;
     }
     if function.language == "sql" && SQL.contains(&function.name.as_str()) { Settings } else { More }
+}
+
+/// What a set-returning function depends on that reads values of the types `columns`.
+pub fn of_definition(facts: &Facts, function: &Function, columns: &[u32]) -> Dependence {
+    let known = function.is_builtin()
+        && function.language == "internal"
+        && BY_RESULT.contains(&function.source.as_str())
+        && !columns.is_empty();
+    // Text comes from JSON as it is; what a type's input function reads is its own affair.
+    const TEXT: u32 = 25;
+    match known {
+        true => columns.iter().map(|ty| of_conversion(facts, TEXT, *ty)).max().unwrap_or(More),
+        false => More,
+    }
 }
 
 /// What the text of an expression's value depends on.
@@ -222,6 +268,10 @@ fn own(facts: &Facts, node: &Node) -> bool {
         })
     };
     match node.tag.as_str() {
+        "AGGREF" | "WINDOWFUNC" => {
+            let oid = node.oid("aggfnoid").or_else(|_| node.oid("winfnoid")).ok();
+            oid.and_then(|f| facts.functions.get(&f)).is_some_and(|f| f.volatility == 's')
+        }
         "FUNCEXPR" => stable(node.oid("funcid").ok().and_then(|f| facts.functions.get(&f))),
         "OPEXPR" | "DISTINCTEXPR" | "NULLIFEXPR" | "SCALARARRAYOPEXPR" => {
             let operator = node.oid("opno").ok().and_then(|o| facts.operators.get(&o));

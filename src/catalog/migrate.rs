@@ -56,6 +56,7 @@ pub const FILES: &[SchemaFile] = files![
     "012_maintenance_restore.sql",
     "013_health.sql",
     "013_health_check.sql",
+    "014_ddl.sql",
     "999_grants.sql",
 ];
 

@@ -34,6 +34,8 @@ pub struct StreamTableRow {
     /// It was kept incrementally before and taken out (then it has a frontier of its own): its next preparation is no
     /// first one.
     pub was_live: bool,
+    /// The storage table has another name or schema than its functions know.
+    pub renamed: bool,
 }
 
 impl StreamTableRow {
@@ -48,11 +50,12 @@ impl StreamTableRow {
 
 /// All stream tables of a pipeline.
 pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
-    const SQL: &str = "select s.pgt_id, s.pgt_schema, s.pgt_name, c.oid, v.oid, s.schedule, s.requested_refresh_mode,
+    const SQL: &str = "select s.pgt_id, coalesce(n.nspname::text, s.pgt_schema), coalesce(c.relname::text, s.pgt_name), c.oid, v.oid, s.schedule, s.requested_refresh_mode,
             s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors,
-            s.frontier is not null
+            s.frontier is not null, c.oid is not null and (n.nspname, c.relname) is distinct from (s.pgt_schema, s.pgt_name)
         from pgtrickle.pgt_stream_tables s
-        left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_class v on v.oid = s.query_view
+        left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        left join pg_catalog.pg_class v on v.oid = s.query_view
         where s.pipeline = $1 order by s.pgt_id";
     let rows = client.query(SQL, &[&pipeline]).await.map_err(error)?;
     let row = |r: &tokio_postgres::Row| StreamTableRow {
@@ -69,6 +72,7 @@ pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<Stream
         version: r.get(10),
         errors: r.get(11),
         was_live: r.get(12),
+        renamed: r.get(13),
     };
     Ok(rows.iter().map(row).collect())
 }
@@ -322,6 +326,21 @@ pub async fn fail(
         (false, true) => Noted::Locked,
         (false, false) => Noted::Gone,
     })
+}
+
+/// Version of a stream table's row, and whether its table was renamed since its functions were made.
+pub async fn version(client: &Client, view: ViewId) -> Result<Option<(i64, bool)>> {
+    const SQL: &str = "select s.config_version, c.oid is not null and (n.nspname, c.relname) is distinct from (s.pgt_schema, s.pgt_name)
+        from pgtrickle.pgt_stream_tables s left join pg_catalog.pg_class c on c.oid = s.pgt_relid
+        left join pg_catalog.pg_namespace n on n.oid = c.relnamespace where s.pgt_id = $1";
+    let row = client.query_opt(SQL, &[&view]).await.map_err(error)?;
+    Ok(row.map(|r| (r.get(0), r.get(1))))
+}
+
+/// Lets the functions of a stream table follow its new name, with its owner's rights.
+pub async fn follow_rename(client: &Client, view: ViewId) -> Result<()> {
+    client.execute(&format!("select pgtrickle_queries.follow_{view}()"), &[]).await.map_err(error)?;
+    Ok(())
 }
 
 /// Stream tables that have left the dataflow to come back by a reconcile: until then they hold what they held at

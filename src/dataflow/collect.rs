@@ -65,7 +65,12 @@ pub(super) fn group<'s>(
     owner: bool,
 ) -> Rows<'s> {
     let forms: Vec<_> = keys.iter().map(|k| (k.column, k.form)).collect();
-    let by_key = input.map(move |row| (super::aggregate::group_key(&row, &forms), row));
+    let spread = u64::from(batch.spread);
+    let by_key = input.map(move |row| {
+        let key = super::aggregate::group_key(&row, &forms);
+        let part = i64::try_from(route(&row) % spread.max(1)).unwrap_or(0);
+        (if spread > 1 { key.concat(&Row::from_datums([Datum::Int(part)])) } else { key }, row)
+    });
     let speaks = batch.form == GroupForm::Global && owner;
     let columns = batch.inputs.iter().map(|i| i.column).collect();
     let keys = keys.iter().map(|k| k.column).collect();

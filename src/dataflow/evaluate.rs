@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use differential_dataflow::AsCollection;
 use differential_dataflow::consolidation::consolidate;
+use differential_dataflow::lattice::Lattice;
+use differential_dataflow::{AsCollection, VecCollection};
 use rustc_hash::FxHashMap;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
+use timely::progress::Timestamp;
 use timely::scheduling::SyncActivator;
 
-use super::keyed::{Incomplete, Rows, route};
-use super::protocol::Epoch;
+use super::keyed::{Incomplete, route};
 use crate::plan::{GroupBatch, RemoteBatch, ViewId};
 use crate::row::{Datum, Row};
 
@@ -171,35 +172,45 @@ struct Remembered {
     count: i64,
 }
 
-struct Waiting {
-    capability: Capability<Epoch>,
+struct Waiting<T: Timestamp> {
+    capability: Capability<T>,
     updates: Vec<(Row, i64)>,
     answer: Option<(Vec<Row>, Answer)>,
 }
 
 /// Appends the results of `work` to each row, as often as it has rows of results.
-pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: RequestSender) -> Rows<'s> {
+/// Inside a loop times are partially ordered: they are answered in the order of their pairs, which respects causes.
+pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
+    input: VecCollection<'s, T, Row, i64>,
+    view: ViewId,
+    work: Work,
+    requests: RequestSender,
+) -> VecCollection<'s, T, Row, i64> {
     let columns = work.columns();
-    let pact = Exchange::new(|(row, _, _): &(Row, Epoch, i64)| route(row));
+    let pact = Exchange::new(|(row, _, _): &(Row, T, i64)| route(row));
     let scope = input.inner.scope();
     input
         .inner
-        .unary_frontier::<CapacityContainerBuilder<Vec<(Row, Epoch, i64)>>, _, _, _>(
+        .unary_frontier::<CapacityContainerBuilder<Vec<(Row, T, i64)>>, _, _, _>(
             pact,
             "Evaluate",
             move |_, info| {
-                let mut pending: Incomplete<Row> = BTreeMap::new();
-                let mut queue: VecDeque<Waiting> = VecDeque::new();
+                let mut pending: Incomplete<Row, T> = BTreeMap::new();
+                let mut queue: VecDeque<Waiting<T>> = VecDeque::new();
                 let mut known: FxHashMap<Row, Remembered> = FxHashMap::default();
                 let activator = scope.worker().sync_activator_for(info.address.to_vec());
                 move |(input, frontier), output| {
                     input.for_each_stamp(|capability, data| {
                         let updates = data.flat_map(|b| b.drain(..));
-                        let Some(least) = capability.retain_least(output.output_index()) else { return };
+                        if capability.stamp().iter().next().is_none() {
+                            return;
+                        }
                         for (row, time, diff) in updates {
                             pending
-                                .entry(time)
-                                .or_insert_with(|| (least.delayed(&time), Vec::new()))
+                                .entry(time.clone())
+                                .or_insert_with(|| {
+                                    (capability.delayed(&time, output.output_index()), Vec::new())
+                                })
                                 .1
                                 .push((row, diff));
                         }
@@ -238,7 +249,7 @@ pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: 
                             }
                         }
                         let Some(Waiting { capability, updates, .. }) = queue.pop_front() else { break };
-                        let time = *capability.time();
+                        let time = capability.time().clone();
                         let mut session = output.session(&capability);
                         let mut unused = Vec::new();
                         for (row, diff) in updates {
@@ -246,7 +257,7 @@ pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: 
                             let Some(entry) = known.get_mut(&input) else { continue };
                             entry.count += diff;
                             for results in &entry.results {
-                                session.give((row.concat(results), time, diff));
+                                session.give((row.concat(results), time.clone(), diff));
                             }
                             if entry.count == 0 {
                                 unused.push(input);
@@ -264,7 +275,7 @@ pub(super) fn evaluate<'s>(input: Rows<'s>, view: ViewId, work: Work, requests: 
         .as_collection()
 }
 
-impl Waiting {
+impl<T: Timestamp> Waiting<T> {
     /// Distinct inputs of this epoch without a remembered result.
     fn ask(&self, columns: &[usize], known: &FxHashMap<Row, Remembered>) -> Vec<Row> {
         let mut asked: Vec<Row> = self

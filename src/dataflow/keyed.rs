@@ -23,7 +23,7 @@ pub(super) type Rows<'s> = VecCollection<'s, Epoch, Row, i64>;
 pub(super) type KeyedRow = (Row, Row);
 
 /// Updates of epochs that are not complete, each with the capability to answer it.
-pub(super) type Incomplete<D> = BTreeMap<Epoch, (Capability<Epoch>, Vec<(D, i64)>)>;
+pub(super) type Incomplete<D, T = Epoch> = BTreeMap<T, (Capability<T>, Vec<(D, i64)>)>;
 
 /// Spreads keys over workers.
 pub(super) fn route(key: &Row) -> u64 {

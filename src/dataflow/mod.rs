@@ -23,6 +23,7 @@ mod join;
 mod keyed;
 mod native;
 mod protocol;
+mod recursive;
 mod render;
 mod runtime;
 mod setop;

@@ -20,6 +20,7 @@ use super::join;
 use super::keyed::Rows;
 use super::native::Native;
 use super::protocol::{Bindings, Epoch, InstanceId};
+use super::recursive;
 use super::setop::set_operation;
 use super::topk::{self, Window};
 use crate::error::{Error, Result};
@@ -112,7 +113,14 @@ pub(super) fn shared_keys(rel: &Rel, bindings: &Bindings, out: &mut Vec<Arrangem
         Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
             inputs.iter().for_each(|i| shared_keys(i, bindings, out));
         }
-        Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
+        Rel::Recursive { base, step, .. } => {
+            shared_keys(base, bindings, out);
+            shared_keys(step, bindings, out);
+        }
+        Rel::Source { .. }
+        | Rel::StreamTable { .. }
+        | Rel::Constant { .. }
+        | Rel::RecursiveReference { .. } => {}
     }
 }
 
@@ -121,7 +129,7 @@ fn only_keys(kind: JoinKind, residual: Option<&Expr>) -> bool {
     kind.is_left_only() && residual.is_none()
 }
 
-fn key_columns(on: &[JoinKey]) -> (JoinColumns, JoinColumns) {
+pub(super) fn key_columns(on: &[JoinKey]) -> (JoinColumns, JoinColumns) {
     let left = on.iter().map(|k| (k.left, k.form, k.nulls_match)).collect();
     (left, on.iter().map(|k| (k.right, k.form, k.nulls_match)).collect())
 }
@@ -228,6 +236,12 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
                 failures.push(key_failures(side, all.clone()));
             }
             Rendered { rows, failures, sound: true }
+        }
+        Rel::Recursive { id, base, step, distinct } => {
+            recursive::recursive(context, *id, base, step, distinct.as_deref())?
+        }
+        Rel::RecursiveReference { .. } => {
+            return Err(Error::internal("a recursive reference outside of its recursion"));
         }
         Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => {
             let mut all = inputs.iter().map(|i| render(context, i)).collect::<Result<Vec<_>>>()?.into_iter();
@@ -365,7 +379,7 @@ fn arranged<'s>(
 }
 
 /// One side of a join by its keys: a shared arrangement where there is one. Also tells whether its rows are sound.
-fn side<'s>(
+pub(super) fn side<'s>(
     context: &mut Context<'_, 's>,
     rel: &Rel,
     keys: &JoinColumns,

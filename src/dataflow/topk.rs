@@ -196,3 +196,54 @@ fn shown(rows: &BTreeMap<Placed, i64>, window: &Window) -> Vec<(Row, i64)> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::expr::Order;
+
+    /// Rows (value, id) ordered by the value, descending, with the number of copies shown of each.
+    fn first(
+        rows: &[(Option<i64>, i64, i64)],
+        offset: u64,
+        limit: Option<u64>,
+        with_ties: bool,
+    ) -> Vec<(i64, i64)> {
+        let order: Rc<[SortKey]> = Rc::from(
+            [SortKey { column: 0, order: Order::Int, descending: true, nulls_first: false }].as_slice(),
+        );
+        let datum = |value: Option<i64>| value.map_or(Datum::Null, Datum::Int);
+        let placed = |&(value, id, count): &(Option<i64>, i64, i64)| {
+            let row = Row::from_datums([datum(value), Datum::Int(id)]);
+            (Placed { order: order.clone(), keys: row.project(&[0]), row }, count)
+        };
+        let rows: BTreeMap<Placed, i64> = rows.iter().map(placed).collect();
+        let id = |row: &Row| match row.get(1) {
+            Datum::Int(id) => id,
+            _ => -1,
+        };
+        shown(&rows, &Window { offset, limit, with_ties })
+            .iter()
+            .map(|(row, count)| (id(row), *count))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_rows_are_shown_with_nulls_where_the_order_has_them() {
+        let rows = [(Some(5), 1, 1), (None, 2, 1), (Some(7), 3, 1), (Some(5), 4, 2)];
+        assert_eq!(first(&rows, 0, Some(2), false), [(3, 1), (1, 1)]);
+        assert_eq!(first(&rows, 3, None, false), [(4, 1), (2, 1)]);
+        assert_eq!(first(&rows, 0, Some(0), true), []);
+        assert_eq!(first(&rows, 9, Some(3), true), []);
+        assert_eq!(first(&rows, 0, Some(u64::MAX), false), [(3, 1), (1, 1), (4, 2), (2, 1)]);
+    }
+
+    #[test]
+    fn ties_of_the_last_row_are_shown_with_all_their_copies() {
+        let rows = [(Some(5), 1, 1), (Some(5), 2, 3), (Some(9), 3, 1), (Some(1), 4, 1)];
+        assert_eq!(first(&rows, 0, Some(2), true), [(3, 1), (1, 1), (2, 3)]);
+        assert_eq!(first(&rows, 1, Some(1), true), [(1, 1), (2, 3)]);
+        assert_eq!(first(&rows, 0, Some(1), true), [(3, 1)]);
+        assert_eq!(first(&rows, 0, Some(3), false), [(3, 1), (1, 1), (2, 1)]);
+    }
+}

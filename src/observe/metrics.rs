@@ -217,3 +217,67 @@ impl Families {
 fn count(family: &Counts, labels: &Labels, value: i64) {
     family.get_or_create(labels).inc_by(u64::try_from(value).unwrap_or(0));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Incident, Look, Slot, Source, StreamTable};
+    use super::*;
+
+    fn sample() -> Sample {
+        Sample {
+            server_version: "15.1".to_owned(),
+            sidecar_alive: true,
+            delivery: Some("slot".to_owned()),
+            detached: false,
+            freshness_seconds: Some(0.5),
+            applied_lag_bytes: Some(7),
+            slot: Some(Slot {
+                name: "s".to_owned(),
+                active: true,
+                wal_status: Some("reserved".to_owned()),
+                retained_bytes: Some(1),
+                lag_bytes: Some(2),
+                safe_bytes: Some(3),
+                warning_bytes: 4,
+                critical_bytes: 5,
+            }),
+            sources: vec![Source {
+                name: "a.t".to_owned(),
+                capture: "wal".to_owned(),
+                fallback_ready: true,
+                buffer_bytes: Some(8192),
+            }],
+            stream_tables: vec![StreamTable {
+                name: "a.st".to_owned(),
+                status: "ACTIVE".to_owned(),
+                refresh_mode: "DIFFERENTIAL".to_owned(),
+                freshness_seconds: Some(0.1),
+                consecutive_errors: 0,
+            }],
+            incidents: vec![Incident {
+                source: "a.t".to_owned(),
+                diagnosis: "SLOT_MISSING".to_owned(),
+                incidents: 1,
+                open: 0,
+                rows_inserted: 1,
+                rows_updated: 2,
+                rows_deleted: 3,
+            }],
+        }
+    }
+
+    #[test]
+    fn the_page_names_exactly_the_metrics_that_there_are() {
+        let observed = Observed::default();
+        let look = Look { taken: std::time::Instant::now(), outcome: Ok(std::sync::Arc::new(sample())) };
+        observed.lock().insert(("db".to_owned(), "main".to_owned()), look);
+        let text = render(&observed).unwrap();
+        let names = |text: &str| -> std::collections::BTreeSet<String> {
+            let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+            words.filter(|w| w.starts_with("pgtrickle_")).map(str::to_owned).collect()
+        };
+        let lines: String = text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+        assert_eq!(names(&lines), names(include_str!("../../docs/monitoring.md")));
+        assert!(text.contains("operation=\"delete\"} 3\n"), "{text}");
+    }
+}

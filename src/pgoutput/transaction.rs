@@ -210,6 +210,11 @@ impl Assembler {
         &self.relations
     }
 
+    /// The transaction that is being received.
+    pub fn open_xid(&self) -> Option<u32> {
+        self.open.as_ref().map(|t| t.xid)
+    }
+
     /// Whether a Begin waits for its Commit.
     pub fn in_transaction(&self) -> bool {
         self.open.is_some()

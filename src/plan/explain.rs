@@ -183,6 +183,9 @@ impl Explainer<'_> {
                 if !by.is_empty() {
                     head += &format!(" by {}", by.join(", "));
                 }
+                if batch.spread > 1 {
+                    head += &format!(" in {} parts", batch.spread);
+                }
                 head += &over(&batch.inputs, &input.labels);
                 nested(head, vec![input], labels)
             }
@@ -205,6 +208,15 @@ impl Explainer<'_> {
                 }
                 let labels = input.labels.clone();
                 nested(head, vec![input], labels)
+            }
+            Rel::Recursive { base, step, distinct, .. } => {
+                let (base, step) = (self.rel(base), self.rel(step));
+                let labels = base.labels.clone();
+                let head = if distinct.is_some() { "Recursive" } else { "RecursiveAll" };
+                nested(head.to_owned(), vec![base, step], labels)
+            }
+            Rel::RecursiveReference { width, .. } => {
+                leaf("Recursion", "so far", (1..=*width).map(|i| format!("r{i}")).collect())
             }
             Rel::UnionAll { inputs } => {
                 let inputs: Vec<Text> = inputs.iter().map(|i| self.rel(i)).collect();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{RemoteExpr, RemoteInput, expr};
+use super::{RemoteBatch, RemoteExpr, RemoteInput, expr};
 
 /// Expressions over the rows of a group: aggregates without a native form, window functions, functions that return
 /// sets. They read the relation `x` with the columns `c1`, `c2`, ... (the inputs), `g` (number of the group) and `o`
@@ -15,6 +15,9 @@ pub struct GroupBatch {
     /// What follows `from ... x`: nothing, or a lateral item that the expressions read.
     pub tail: String,
     pub form: GroupForm,
+    /// More than 1: each group is spread over so many by the images of its rows. What is computed then holds for a part
+    /// of the group, which is enough to sort out rows that can't be among the first ones.
+    pub spread: u32,
     /// Users' code runs only inside `pgtrickle_queries.evaluate_<pgt_id>_<number>`, as for
     /// [`super::RemoteBatch`].
     pub owner_function: Option<u32>,
@@ -55,4 +58,29 @@ pub struct SortKey {
     pub order: expr::Order,
     pub descending: bool,
     pub nulls_first: bool,
+}
+
+/// A statement that PostgreSQL runs for an operator of a plan.
+#[derive(Debug, Clone, Copy)]
+pub enum RemoteWork<'a> {
+    Rows(&'a RemoteBatch),
+    Groups(&'a GroupBatch),
+}
+
+impl RemoteWork<'_> {
+    /// Number of the owner's function that it runs in, if it calls users' code.
+    pub fn owner_function(&self) -> Option<u32> {
+        match self {
+            RemoteWork::Rows(batch) => batch.owner_function,
+            RemoteWork::Groups(batch) => batch.owner_function,
+        }
+    }
+
+    /// Number of `text[]` parameters of the statement.
+    pub fn parameters(&self) -> usize {
+        match self {
+            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
+            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
+        }
+    }
 }

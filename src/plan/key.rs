@@ -158,16 +158,18 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             if batch.form == GroupForm::Sets {
                 // A row may come more than once; its columns still decide what they did.
                 proven.keys.clear();
+                proven.images.clear();
             }
             proven
         }
         Rel::Group { input, keys, batch } => {
             grouped(prove(input, facts), keys, vec![false; batch.exprs.len()])
         }
-        Rel::TopK { input, partition, offset: _, limit, with_ties, .. } => {
+        Rel::TopK { input, partition, limit, with_ties, .. } => {
             let mut proven = prove(input, facts);
             if *limit == Some(1) && !with_ties {
                 let columns: BTreeSet<usize> = partition.iter().map(|k| k.column).collect();
+                proven.images.push(columns.clone());
                 if partition.iter().all(|k| k.form != KeyForm::Exact) {
                     proven.add(proven.reduced(columns));
                 }
@@ -196,6 +198,17 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
             }
             proven
         }
+        Rel::Recursive { base, distinct, .. } => {
+            let mut proven = Proven::new(vec![false; super::width(base)], []);
+            if let Some(keys) = distinct {
+                proven.images.push((0..keys.len()).collect());
+                if !keys.contains(&KeyForm::Exact) {
+                    proven.add((0..keys.len()).collect());
+                }
+            }
+            proven
+        }
+        Rel::RecursiveReference { width, .. } => Proven::new(vec![false; *width], []),
         Rel::UnionAll { inputs } => {
             let mut not_null = vec![true; super::width(rel)];
             for input in inputs {
@@ -208,7 +221,7 @@ fn prove(rel: &Rel, facts: &KeyFacts) -> Proven {
     }
 }
 
-/// One row per group; `not_null` is of the aggregates.
+/// One row per group; `aggregates` says which of them are never NULL.
 fn grouped(input: Proven, group: &[GroupKey], aggregates: Vec<bool>) -> Proven {
     let columns: Vec<usize> = group.iter().map(|g| g.column).collect();
     let mut not_null: Vec<bool> = columns.iter().map(|&c| input.not_null[c]).collect();

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::row::key::KeyForm;
 use crate::row::{Row, TypeInfo};
 pub use expr::Expr;
-pub use group::{GroupBatch, GroupForm, SortKey};
+pub use group::{GroupBatch, GroupForm, RemoteWork, SortKey};
 
 /// OID of a captured relation: a table that stores rows, without those of its children.
 pub type SourceId = u32;
@@ -45,6 +45,11 @@ pub enum Rel {
     Distinct { input: Box<Rel>, keys: Vec<KeyForm> },
     /// Rows of all inputs; all have the same columns.
     UnionAll { inputs: Vec<Rel> },
+    /// WITH RECURSIVE: the base's columns; the least fixed point of `base + step`, where the step reads the result so far
+    /// as [`Rel::RecursiveReference`] with the same `id`. `distinct`: the keys of UNION; `None`: UNION ALL.
+    Recursive { id: usize, base: Box<Rel>, step: Box<Rel>, distinct: Option<Vec<KeyForm>> },
+    /// What the recursion `id` around it has so far.
+    RecursiveReference { id: usize, width: usize },
     /// INTERSECT or EXCEPT by key; both inputs have the same columns. Rows are shown by images of the left side, the
     /// smallest first.
     SetOp { kind: SetOpKind, all: bool, left: Box<Rel>, right: Box<Rel>, keys: Vec<KeyForm> },
@@ -208,31 +213,6 @@ pub struct Plan {
     pub notices: Vec<String>,
 }
 
-/// A statement that PostgreSQL runs for an operator of a plan.
-#[derive(Debug, Clone, Copy)]
-pub enum RemoteWork<'a> {
-    Rows(&'a RemoteBatch),
-    Groups(&'a GroupBatch),
-}
-
-impl RemoteWork<'_> {
-    /// Number of the owner's function that it runs in, if it calls users' code.
-    pub fn owner_function(&self) -> Option<u32> {
-        match self {
-            RemoteWork::Rows(batch) => batch.owner_function,
-            RemoteWork::Groups(batch) => batch.owner_function,
-        }
-    }
-
-    /// Number of `text[]` parameters of the statement.
-    pub fn parameters(&self) -> usize {
-        match self {
-            RemoteWork::Rows(batch) => batch.inputs.len().max(1),
-            RemoteWork::Groups(batch) => batch.inputs.len() + 2,
-        }
-    }
-}
-
 /// Number of output columns of an operator (a [`Rel::Constant`] without rows has none).
 pub fn width(rel: &Rel) -> usize {
     match rel {
@@ -247,12 +227,14 @@ pub fn width(rel: &Rel) -> usize {
         Rel::SetOp { keys, .. } => keys.len(),
         Rel::Aggregate { group, aggregates, .. } => group.len() + aggregates.len(),
         Rel::Distinct { keys, .. } => keys.len(),
-        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
+        Rel::Recursive { base, .. } => width(base),
+        Rel::RecursiveReference { width, .. } => *width,
         Rel::Group { input, keys, batch } => match batch.form.keeps_rows() {
             true => width(input) + batch.exprs.len(),
             false => keys.len() + batch.exprs.len(),
         },
         Rel::TopK { input, .. } => width(input),
+        Rel::UnionAll { inputs } => inputs.first().map_or(0, width),
         Rel::Partitioned { attributes, .. } => attributes.len(),
     }
 }
@@ -261,7 +243,10 @@ impl Rel {
     /// The operators directly below.
     pub fn inputs(&self) -> Vec<&Rel> {
         match self {
-            Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => Vec::new(),
+            Rel::Source { .. }
+            | Rel::StreamTable { .. }
+            | Rel::Constant { .. }
+            | Rel::RecursiveReference { .. } => Vec::new(),
             Rel::Filter { input, .. }
             | Rel::Project { input, .. }
             | Rel::Evaluate { input, .. }
@@ -270,6 +255,7 @@ impl Rel {
             | Rel::TopK { input, .. }
             | Rel::Distinct { input, .. } => vec![input],
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => vec![left, right],
+            Rel::Recursive { base, step, .. } => vec![base, step],
             Rel::UnionAll { inputs } | Rel::Partitioned { leaves: inputs, .. } => inputs.iter().collect(),
         }
     }
@@ -282,6 +268,15 @@ impl Rel {
             Rel::Group { batch, .. } => work.push(RemoteWork::Groups(batch)),
             _ => {}
         });
+        work
+    }
+
+    /// Statements for the functions of users' batches, in the order of their numbers.
+    pub fn user_work(&self) -> Vec<RemoteWork<'_>> {
+        let mut work = self.remote_work();
+        work.retain(|w| w.owner_function().is_some());
+        work.sort_by_key(RemoteWork::owner_function);
+        work.dedup_by_key(|w| w.owner_function());
         work
     }
 
@@ -312,7 +307,14 @@ impl Rel {
                 _ => {}
             }
             match rel {
-                Rel::Source { .. } | Rel::StreamTable { .. } | Rel::Constant { .. } => {}
+                Rel::Source { .. }
+                | Rel::StreamTable { .. }
+                | Rel::Constant { .. }
+                | Rel::RecursiveReference { .. } => {}
+                Rel::Recursive { base, step, .. } => {
+                    walk(base, next);
+                    walk(step, next);
+                }
                 Rel::Filter { input, .. }
                 | Rel::Project { input, .. }
                 | Rel::Evaluate { input, .. }
@@ -330,6 +332,15 @@ impl Rel {
             }
         }
         walk(self, &mut Vec::new());
+    }
+
+    /// Whether the reference of recursion `id` is below (a recursion inside with the same `id` is another one).
+    pub fn reads_recursion(&self, id: usize) -> bool {
+        match self {
+            Rel::RecursiveReference { id: other, .. } => *other == id,
+            Rel::Recursive { id: other, .. } if *other == id => false,
+            rel => rel.inputs().iter().any(|i| i.reads_recursion(id)),
+        }
     }
 
     /// Calls `visit` for this operator and all below, from the top.

@@ -107,9 +107,8 @@ async fn analysis(
             let key: Option<Vec<String>> = plan.key.as_ref().and_then(|k| k.iter().map(name).collect());
             let evaluations: Vec<Value> = plan
                 .rel
-                .remote_work()
+                .user_work()
                 .into_iter()
-                .filter(|w| w.owner_function().is_some())
                 .map(|w| json!({"inputs": w.parameters(), "sql": work_sql(w), "result": "record"}))
                 .collect();
             json!({"ok": true, "mode": "DIFFERENTIAL", "reason": null, "hint": null, "key": key,

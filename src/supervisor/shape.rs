@@ -12,7 +12,7 @@ use super::views::{State, View};
 use crate::capture::{fingerprint, publication, writers};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pgoutput::{Difference, Observed};
+use crate::pgoutput::{Difference, Observed, widen_xid};
 use crate::plan::ViewId;
 
 impl Engine {
@@ -53,8 +53,12 @@ impl Engine {
     }
 
     /// Stream tables that are out of the dataflow for a while are not up to date with the frontier: their status says so.
-    async fn tell_behind(&mut self) -> Result<()> {
-        let behind = std::mem::take(&mut self.watched.behind);
+    pub(super) async fn tell_behind(&mut self) -> Result<()> {
+        let mut behind = std::mem::take(&mut self.watched.behind);
+        // What has come back meanwhile is up to date.
+        let is_out =
+            |v: &View| matches!(v.state, State::Failed { .. } | State::Preparing | State::Waiting(_));
+        behind.retain(|id| self.views.0.get(id).is_some_and(is_out));
         if behind.is_empty() {
             return Ok(());
         }
@@ -63,23 +67,60 @@ impl Engine {
 
     /// The stream has described a relation, perhaps in another way than before.
     pub(super) fn described(&mut self, relation: u32, observed: &Observed) -> Result<()> {
-        let added = |d: &Difference| matches!(d, Difference::ColumnAdded(_));
+        let Some(source) = self.sources.layout(relation) else { return Ok(()) };
+        let other = |name: &String| source.columns.iter().all(|c| c.name != *name);
+        let harmless = |d: &Difference| match d {
+            Difference::ColumnAdded(_) => true,
+            Difference::ColumnRemoved(name) | Difference::ColumnType(name) => other(name),
+            _ => false,
+        };
         let same = match observed {
             Observed::New | Observed::Same => true,
             // What is held is as it was.
-            Observed::Changed(differences) => differences.iter().all(added),
+            Observed::Changed(differences) => differences.iter().all(harmless),
         };
         if same && !matches!(self.assembler.map(relation), Some(Err(_))) {
             return Ok(());
         }
-        let Some(source) = self.sources.layout(relation) else { return Ok(()) };
         let context = format!("{} changed its shape", source.qualified());
-        // A source that is just being loaded is not known well enough.
+        // What the snapshot of its reading shows, or will show, need not be followed.
+        let xid = self.assembler.open_xid().map(|xid| widen_xid(xid, self.near));
+        if xid.is_some_and(|xid| !self.sources.loses(relation, xid)) {
+            return Ok(());
+        }
         if self.preparing.is_some() || !self.settled {
             return Err(Error::new(ErrorKind::Identity, context));
         }
         tracing::info!(reason = context, "a source is read again");
         self.read_again(&[relation])
+    }
+
+    /// The error comes from what was altered or renamed since the catalog was last looked at: nothing is wrong.
+    pub(super) async fn is_behind_catalog(&mut self, id: ViewId, e: &Error) -> Result<bool> {
+        let Some(view) = self.views.0.get(&id) else { return Ok(false) };
+        let Some((version, renamed)) = store::version(&self.control, id).await? else { return Ok(false) };
+        let no_such_name = matches!(e.sqlstate(), Some("42P01" | "3F000"));
+        Ok(version != view.row.version || renamed && no_such_name)
+    }
+
+    /// The functions of a stream table name it; its owner's own function makes them anew.
+    pub(super) async fn follow_rename(&mut self, id: ViewId) -> Result<()> {
+        if self.preparing.is_some() || matches!(self.views.0.get(&id), Some(v) if v.row.is_suspended()) {
+            return Ok(());
+        }
+        match store::follow_rename(&self.control, id).await {
+            Ok(()) => self.prepare_anew(&[id]),
+            // Somebody is busy with it; seen again.
+            Err(e) if e.kind() == ErrorKind::Contention => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Connection => Err(e),
+            Err(e) => {
+                let e = e.with_hint("call pgtrickle.resume_stream_table as its owner");
+                match self.views.0.get(&id).map(|v| &v.state) {
+                    Some(State::Failed { .. }) => Ok(()),
+                    _ => self.take_out(id, e, self.frontier).await,
+                }
+            }
+        }
     }
 
     /// Lets go of sources whose rows can't be trusted any more; whatever reads them is prepared anew.
@@ -100,7 +141,6 @@ impl Engine {
         let held: Vec<_> =
             self.sources.held().into_iter().filter(|(oid, _)| self.fingerprints.contains_key(oid)).collect();
         let now = fingerprint::read(&self.control, &held).await?;
-        self.check_triggers().await?;
         let published = publication::members(&self.control, self.lease.names.publication()).await?;
         let triggered = self.sources.triggered();
         let (mut changed, mut unpublished) = (Vec::new(), Vec::new());
@@ -125,6 +165,7 @@ impl Engine {
         }
         self.read_again(&changed)?;
         self.tell_behind().await?;
+        self.check_triggers().await?;
         if !unpublished.is_empty() {
             return Err(diagnose::tell_unpublished(&self.control, &self.options, &unpublished).await?);
         }

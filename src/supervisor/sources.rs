@@ -162,16 +162,9 @@ impl Sources {
     /// starts anew from a later snapshot, in which the transaction is visible.
     pub fn feed(&mut self, transaction: Transaction, xid: u64, feed: &mut Feed) -> Result<()> {
         for oid in transaction.to_reread() {
-            let Some(source) = self.by_oid.get_mut(&oid) else { continue };
-            let mut lost = false;
-            for instance in source.instances.values_mut() {
-                match &mut instance.phase {
-                    // A start meets again what made it necessary: the snapshot to come decides.
-                    Phase::Loading { snapshot: None, unread, .. } => unread.push(xid),
-                    phase => lost |= phase.wants(xid),
-                }
-            }
-            if lost {
+            if self.loses(oid, xid)
+                && let Some(source) = self.by_oid.get(&oid)
+            {
                 return Err(reread(&transaction, source));
             }
         }
@@ -198,7 +191,7 @@ impl Sources {
                 }
                 let kind = if n + 1 == last { kind.take() } else { kind.clone() };
                 let Some(kind) = kind else { continue };
-                let Some(row_change) = to_row_change(kind, identity, instance.width, decoded)? else {
+                let Some(row_change) = change::row_change(kind, identity, instance.width, decoded)? else {
                     continue;
                 };
                 match &mut instance.phase {
@@ -219,17 +212,27 @@ impl Sources {
         Ok(())
     }
 
+    /// Whether a transaction's changes of a source that can't be followed are lost: no snapshot shows them.
+    pub fn loses(&mut self, oid: u32, xid: u64) -> bool {
+        let mut lost = false;
+        for instance in self.by_oid.get_mut(&oid).into_iter().flat_map(|s| s.instances.values_mut()) {
+            match &mut instance.phase {
+                // A start meets again what made it necessary: the snapshot to come decides.
+                Phase::Loading { snapshot: None, unread, .. } => unread.push(xid),
+                phase => lost |= phase.wants(xid),
+            }
+        }
+        lost
+    }
+
     /// Messages of an oversized transaction: sources captured by triggers can't be followed across it.
     fn lost_messages(&mut self, transaction: &Transaction, xid: u64) -> Result<()> {
-        for source in self.by_oid.values_mut().filter(|s| s.layout.triggers().is_some()) {
-            let mut lost = false;
-            for instance in source.instances.values_mut() {
-                match &mut instance.phase {
-                    Phase::Loading { snapshot: None, unread, .. } => unread.push(xid),
-                    phase => lost |= phase.wants(xid),
-                }
-            }
-            if lost {
+        let triggered: Vec<u32> =
+            self.by_oid.iter().filter(|(_, s)| s.layout.triggers().is_some()).map(|(oid, _)| *oid).collect();
+        for oid in triggered {
+            if self.loses(oid, xid)
+                && let Some(source) = self.by_oid.get(&oid)
+            {
                 return Err(reread(transaction, source));
             }
         }
@@ -393,15 +396,6 @@ fn push(feed: &mut Feed, instance: InstanceId, change: RowChange) {
             None => feed.push((instance, vec![change])),
         },
     }
-}
-
-fn to_row_change(
-    kind: ChangeKind,
-    identity: usize,
-    width: usize,
-    decoded: usize,
-) -> Result<Option<RowChange>> {
-    change::row_change(kind, identity, width, decoded)
 }
 
 fn reread(transaction: &Transaction, source: &Source) -> Error {

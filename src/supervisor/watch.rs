@@ -96,6 +96,7 @@ impl Engine {
         }
         self.look_for_requests().await?;
         self.hand_over().await?;
+        self.tell_behind().await?;
         if due(&mut self.watched.catalog, CATALOG) {
             if detach::is_detached(&self.control, &self.options.pipeline).await? {
                 self.stop.cancel();
@@ -206,7 +207,11 @@ impl Engine {
             tracing::info!(stream_table = %name, "dropped");
         }
         for row in rows {
+            let (id, renamed) = (row.view, row.renamed);
             self.look_at(row).await?;
+            if renamed {
+                self.follow_rename(id).await?;
+            }
         }
         self.watched.full_requests.retain(|id, _| self.views.0.contains_key(id));
         self.watched.known = true;
@@ -297,6 +302,11 @@ impl Engine {
     }
 
     async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
+        if self.is_behind_catalog(id, &e).await? {
+            self.leave(id, Some(Instant::now()))?;
+            self.watched.behind.push(id);
+            return Ok(());
+        }
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;
         let again = match e.kind() {

@@ -2,7 +2,7 @@
 
 use super::query::Query;
 use super::scalar::Image::{Approximate, Exact, Value};
-use super::schema::{Column, Identity, Role, Table};
+use super::schema::{Column, Form, Identity, Role, Table};
 use super::stage::{Stage, Stream};
 use super::types::Ty;
 
@@ -10,7 +10,7 @@ fn table(name: &str, columns: &[(&str, Ty, Role)], identity: Identity, parent: O
     let column =
         |(name, ty, role): &(&str, Ty, Role)| Column { name: (*name).to_owned(), ty: *ty, role: *role };
     let columns = columns.iter().map(column).collect();
-    Table { name: name.to_owned(), columns, identity, parent, on_delete: "cascade" }
+    Table { name: name.to_owned(), form: Form::Plain, columns, identity, parent, on_delete: "cascade" }
 }
 
 /// A table, a child of it, a table without key, and one that starts empty and mostly stays so.

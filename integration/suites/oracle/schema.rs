@@ -34,9 +34,20 @@ pub enum Identity {
     Full,
 }
 
+/// How many tables store the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    /// Hash partitions by the key (without one by `k`), so that rows move; one leaf numbers its columns in another way.
+    Partitioned,
+    /// A child with a column of its own.
+    Inherited,
+}
+
 #[derive(Debug, Clone)]
 pub struct Table {
     pub name: String,
+    pub form: Form,
     pub columns: Vec<Column>,
     pub identity: Identity,
     /// Index of the parent table.
@@ -83,7 +94,11 @@ impl Table {
             parts.push(format!("primary key ({})", self.key_list()));
         }
         let name = &self.name;
-        let mut ddl = format!("create table {name} ({});\n", parts.join(", "));
+        let mut ddl = format!("create table {name} ({})", parts.join(", "));
+        if self.form == Form::Partitioned {
+            ddl += &format!(" partition by hash ({})", self.key().first().map_or("k", |c| c.name.as_str()));
+        }
+        ddl += ";\n";
         if let Some(big) = self.column(Role::Big) {
             ddl += &format!("alter table {name} alter column {} set storage external;\n", big.name);
         }
@@ -96,7 +111,83 @@ impl Table {
                 self.key_list()
             ),
         };
-        ddl
+        ddl + &self.members()
+    }
+
+    /// The tables below this one. Some have no usable replica identity: they are captured by triggers.
+    fn members(&self) -> String {
+        let name = &self.name;
+        let whole = |table: String| match self.identity {
+            Identity::KeyAndFull | Identity::Full => format!("alter table {table} replica identity full;\n"),
+            _ => String::new(),
+        };
+        match self.form {
+            Form::Plain => String::new(),
+            Form::Inherited => {
+                let key = match self.key_list() {
+                    key if key.is_empty() => String::new(),
+                    key => format!(", primary key ({key})"),
+                };
+                format!("create table {name}_kid (extra int{key}) inherits ({name});\n")
+                    + &whole(format!("{name}_kid"))
+            }
+            Form::Partitioned => {
+                // A unique index would have to hold the columns of every level.
+                let last = match self.key().is_empty() {
+                    false => format!(
+                        "create table {name}_c partition of {name} for values with (modulus 3, remainder 2);\n"
+                    ),
+                    true => format!(
+                        "create table {name}_c partition of {name} for values with (modulus 3, remainder 2) partition by hash (g);\n\
+                         create table {name}_c0 partition of {name}_c for values with (modulus 1, remainder 0);\n"
+                    ),
+                };
+                let bounds = |r: usize| format!("for values with (modulus 3, remainder {r})");
+                let backwards: Vec<String> = self
+                    .columns
+                    .iter()
+                    .rev()
+                    .map(|c| {
+                        format!(
+                            "{} {}{}",
+                            c.name,
+                            c.ty.sql(),
+                            if c.role == Role::Key { " not null" } else { "" }
+                        )
+                    })
+                    .collect();
+                format!("create table {name}_a partition of {name} {};\n", bounds(0))
+                    + &format!(
+                        "create table {name}_b (gone int, {}); alter table {name}_b drop column gone;\n",
+                        backwards.join(", ")
+                    )
+                    + &format!("alter table {name} attach partition {name}_b {};\n", bounds(1))
+                    + &last
+                    + &whole(format!("{name}_a"))
+            }
+        }
+    }
+
+    /// Where a new row is put: `name`, now and then a table below it that takes any row.
+    pub fn target(&self, rng: &mut Prng) -> String {
+        match self.form {
+            Form::Inherited if rng.chance(40) => format!("{}_kid", self.name),
+            _ => self.name.clone(),
+        }
+    }
+
+    /// What a TRUNCATE empties: the table, now and then only a part of it.
+    pub fn truncated(&self, rng: &mut Prng) -> String {
+        let name = &self.name;
+        match self.form {
+            Form::Plain => name.clone(),
+            Form::Partitioned => {
+                [name.clone(), format!("{name}_b"), format!("{name}_c")][rng.below(3)].clone()
+            }
+            Form::Inherited => {
+                [name.clone(), format!("only {name}"), format!("{name}_kid")][rng.below(3)].clone()
+            }
+        }
     }
 }
 
@@ -188,7 +279,12 @@ fn table(rng: &mut Prng, number: usize, before: &[Table]) -> Table {
         columns.insert(at, first);
     }
     let on_delete = *rng.pick(&["cascade", "cascade", "set null"]);
-    Table { name: format!("t{number}"), columns, identity, parent, on_delete }
+    let form = match rng.below(10) {
+        0..=2 => Form::Partitioned,
+        3 | 4 => Form::Inherited,
+        _ => Form::Plain,
+    };
+    Table { name: format!("t{number}"), form, columns, identity, parent, on_delete }
 }
 
 /// Everything that the application creates before its first transaction.

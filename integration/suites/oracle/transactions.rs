@@ -175,7 +175,8 @@ impl Planner {
             (_, false) => " on conflict do nothing".to_owned(),
             (_, true) => format!(" on conflict ({}) do update set {}", t.key_list(), sets.join(", ")),
         };
-        format!("insert into {} ({}) values {}{conflict}", t.name, t.list(), values.join(", "))
+        let (target, columns) = (t.clone().target(&mut self.rng), t.list());
+        format!("insert into {target} ({columns}) values {}{conflict}", values.join(", "))
     }
 
     /// Which rows a statement touches.
@@ -319,7 +320,8 @@ impl Planner {
             data.push('\n');
         }
         let t = &self.tables[table];
-        Step::Copy(format!("copy {} ({}) from stdin", t.name, t.list()), data)
+        let (target, columns) = (t.clone().target(&mut self.rng), t.list());
+        Step::Copy(format!("copy {target} ({columns}) from stdin"), data)
     }
 
     fn savepoint(&mut self, steps: &mut Vec<Step>) {
@@ -334,7 +336,8 @@ impl Planner {
     }
 
     fn truncate(&mut self, table: usize) -> Step {
-        Step::Truncate(format!("truncate {} cascade", self.tables[table].name))
+        let table = self.tables[table].clone();
+        Step::Truncate(format!("truncate {} cascade", table.truncated(&mut self.rng)))
     }
 
     /// Thousands of rows with join columns of their own.

@@ -12,6 +12,8 @@ pub const SCHEMA: &str = "
         from generate_series(1, 40) g;
     insert into c select nullif(g % 8, 6), nullif(g % 3, 1), chr(97 + g % 5) from generate_series(1, 20) g;
     insert into c select k, v, t from c where k = 4;
+    create table f (id int primary key, d jsonb, k int);
+    insert into f select g, (array['{\"a\": 1}', '{\"a\": 1.0}', '[]', null])[1 + g % 4]::jsonb, g % 3 from generate_series(1, 12) g;
 ";
 
 /// Name and query.
@@ -291,6 +293,13 @@ pub const CASES: &[Case] = &[
         "join_of_eight",
         "select a.id, b.t, c.v, e.y from a join b on b.a_id = a.id left join c on c.k = b.x left join e on e.x = c.v join a a2 on a2.id = b.a_id \
      left join b b2 on b2.id = a2.x full join e e2 on e2.id = b2.id join c c2 on c2.k = a.y and c2.v = 0",
+    ),
+    ("join_jsonb", "select f.id, g.id as g from f join f g on g.d = f.d"),
+    ("left_join_jsonb", "select f.id, g.k from f left join f g on g.d = f.d and g.id <> f.id and g.k > f.k"),
+    ("exists_jsonb", "select id from f where exists (select 1 from f g where g.d = f.d and g.k = 2)"),
+    (
+        "not_in_jsonb",
+        "select id from f where d not in (select d from f where k = 1) and k in (select x from a)",
     ),
     // CTEs.
     (

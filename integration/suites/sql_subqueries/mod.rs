@@ -31,7 +31,7 @@ fn number(rng: &mut Prng) -> String {
 
 fn change(rng: &mut Prng) -> String {
     let id = rng.below(60);
-    match rng.below(22) {
+    match rng.below(24) {
         0..=2 => format!(
             "insert into a values ({id}, {}, {}, {}, {}) on conflict (id) do update set x = excluded.x, y = excluded.y",
             value(rng, 7),
@@ -72,6 +72,12 @@ fn change(rng: &mut Prng) -> String {
         18 => format!("delete from c where ctid in (select ctid from c limit {})", rng.below(3)),
         19 => format!("delete from c where v is not distinct from {} and k > 3", value(rng, 4)),
         20 => "delete from e".to_owned(),
+        21 => format!(
+            "insert into f values ({id}, {}, {}) on conflict (id) do update set d = excluded.d, k = excluded.k",
+            rng.pick(&["'{\"a\": 1}'", "'{\"a\": 1.00}'", "'[]'", "'2'", "null"]),
+            value(rng, 3)
+        ),
+        22 => format!("delete from f where id % 7 = {}", rng.below(7)),
         _ => format!(
             "insert into e select 100 + g, g % 5, nullif(g % 4, 2) from generate_series(1, {}) g on conflict do nothing",
             rng.below(4)

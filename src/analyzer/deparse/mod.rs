@@ -12,7 +12,7 @@ mod names;
 mod numeric;
 mod types;
 
-pub use names::{collate_clause, quote_identifier, quote_literal, type_name};
+pub use names::{collate_clause, operator_name, quote_identifier, quote_literal, type_name};
 pub(super) use types::length_coercion;
 pub use types::{collation_of, type_of, typmod_of};
 

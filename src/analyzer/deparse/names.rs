@@ -45,6 +45,11 @@ pub(super) fn operator(facts: &Facts, oid: u32) -> Result<String> {
     Ok(format!("OPERATOR({}.{})", quote_identifier(&operator.schema), operator.name))
 }
 
+/// `OPERATOR("s".op)`, to be written between operands or after USING.
+pub fn operator_name(facts: &Facts, oid: u32) -> Result<String> {
+    operator(facts, oid)
+}
+
 pub(super) fn collation(facts: &Facts, oid: u32) -> Result<String> {
     let collation = facts.collations.get(&oid).ok_or_else(|| gone("collation", oid))?;
     Ok(qualified(&collation.schema, &collation.name))

@@ -5,21 +5,32 @@
 
 use crate::analyzer::node::{Node, Value};
 use crate::plan::expr::Expr;
-use crate::plan::{Aggregate, AggregateFunction, GroupKey, Rel};
+use crate::plan::{Aggregate, AggregateFunction, GroupForm, GroupKey, Rel};
 use crate::row::key::KeyForm;
 use crate::row::{Datum, Row};
 
 use super::native::collation_rules;
-use super::refusal::{Refusal, Step};
+use super::refusal::Step;
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Level, Translator, check, kernels, types, unknown_form};
+use super::{Level, Translator, check, grouping_sets, kernels, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
-struct Call {
-    function: AggregateFunction,
-    argument: Option<Node>,
-    filter: Option<Node>,
-    distinct: Option<KeyForm>,
+pub(super) struct Call {
+    pub function: AggregateFunction,
+    pub argument: Option<Node>,
+    pub filter: Option<Node>,
+    pub distinct: Option<KeyForm>,
+}
+
+/// The expressions of GROUP BY.
+#[derive(Default)]
+struct Groups {
+    nodes: Vec<Node>,
+    /// Names of those that are written there; the ones behind are decided by them.
+    names: Vec<String>,
+    hashable: Vec<bool>,
+    /// Which one a `tleSortGroupRef` means.
+    references: Vec<(i64, usize)>,
 }
 
 impl Translator<'_> {
@@ -30,47 +41,76 @@ impl Translator<'_> {
         stage: Stage,
         targets: Vec<Node>,
     ) -> Step<(Stage, Vec<Node>)> {
-        let (mut groups, names) = self.group_expressions(frame, &stage)?;
+        let mut groups = self.group_expressions(frame, &stage)?;
         // Each row of a query's domain has groups of its own.
         for node in frame.outer_nodes() {
-            groups.push(stage.place(&node)?);
+            groups.nodes.push(stage.place(&node)?);
+            groups.hashable.push(true);
         }
         let mut outputs = targets;
         let having = frame.query.optional_node("havingQual");
         if let Some(having) = having {
             outputs.push(stage.place(&self.expand(frame, having)?)?);
         }
-        let mut calls: Vec<Node> = Vec::new();
+        let (mut calls, mut groupings): (Vec<Node>, Vec<Node>) = Default::default();
         for output in &outputs {
             // Columns that a grouped primary key decides need no grouping of their own; as further group columns they
             // change no group and are at hand.
             rewrite(output, &mut |n| {
-                if groups.iter().any(|g| same(g, n)) {
+                if groups.nodes.iter().any(|g| same(g, n)) {
                     return Ok(Some(n.clone()));
                 }
-                if n.tag == "AGGREF" {
-                    if !calls.iter().any(|c| same(c, n)) {
-                        calls.push(n.clone());
+                let list = match n.tag.as_str() {
+                    "AGGREF" => &mut calls,
+                    "GROUPINGFUNC" => &mut groupings,
+                    "VAR" => {
+                        groups.nodes.push(n.clone());
+                        groups.hashable.push(true);
+                        return Ok(None);
                     }
-                    return Ok(Some(n.clone()));
+                    _ => return Ok(None),
+                };
+                if !list.iter().any(|c| same(c, n)) {
+                    list.push(n.clone());
                 }
-                if n.tag == "VAR" {
-                    groups.push(n.clone());
-                }
-                Ok(None)
+                Ok(Some(n.clone()))
             })?;
         }
-        let per_domain = frame.domain().filter(|_| frame.query.list("groupClause").is_empty());
-        let (stage, marker) = match per_domain {
-            Some(domain) => self.with_empty_groups(stage, domain),
-            None => (stage, None),
+        let sets = grouping_sets::sets(&frame.query, &groups.references)?;
+        let stage = match sets {
+            None if groupings.is_empty() => {
+                let (stage, calls) = self.also_empty(frame, stage, groups.names.is_empty(), &calls);
+                self.grouped(stage, &groups, &calls, None)?
+            }
+            sets => {
+                let everything: Vec<usize> = (0..groups.names.len()).collect();
+                let sets = sets.unwrap_or_else(|| vec![everything]);
+                let masks = |set: &[usize]| -> Step<Vec<i64>> {
+                    groupings.iter().map(|g| grouping_sets::mask(g, &groups.references, set)).collect()
+                };
+                let mut rows = Vec::new();
+                let mut columns = Vec::new();
+                for set in &sets {
+                    let (stage, calls) = self.also_empty(frame, stage.clone(), set.is_empty(), &calls);
+                    let one = self.grouped(stage, &groups, &calls, Some(set))?;
+                    let ty = types::info(self.facts(), 23, -1, 0);
+                    let one = grouping_sets::marked(one, masks(set)?, ty);
+                    columns = one.columns;
+                    rows.push(one.rel);
+                }
+                match rows.len() {
+                    1 => Stage::new(rows.remove(0), columns),
+                    _ => Stage::new(Rel::UnionAll { inputs: rows }, columns),
+                }
+            }
         };
-        let stage = self.grouped(stage, (&groups, &names), &calls, marker)?;
         let replace = |output: &Node| {
             rewrite(output, &mut |n| {
-                let group = groups.iter().position(|g| same(g, n));
-                let call = || calls.iter().position(|c| same(c, n)).map(|i| groups.len() + i);
-                Ok(group.or_else(call).map(|c| column_node(c, &stage.columns[c])))
+                let group = groups.nodes.iter().position(|g| same(g, n));
+                let after = groups.nodes.len();
+                let call = || calls.iter().position(|c| same(c, n)).map(|i| after + i);
+                let mark = || groupings.iter().position(|c| same(c, n)).map(|i| after + calls.len() + i);
+                Ok(group.or_else(call).or_else(mark).map(|c| column_node(c, &stage.columns[c])))
             })
         };
         let mut outputs = outputs.iter().map(replace).collect::<Step<Vec<Node>>>()?;
@@ -81,79 +121,128 @@ impl Translator<'_> {
         Ok((self.filter(stage, &conditions)?, outputs))
     }
 
-    /// The expressions of GROUP BY and their names.
-    fn group_expressions(&self, frame: &Level, stage: &Stage) -> Step<(Vec<Node>, Vec<String>)> {
+    fn group_expressions(&self, frame: &Level, stage: &Stage) -> Step<Groups> {
         let targets = frame.query.nodes("targetList")?;
-        let (mut groups, mut names): (Vec<Node>, Vec<String>) = Default::default();
+        let mut groups = Groups::default();
         for clause in frame.query.nodes("groupClause")? {
             let reference = clause.int("tleSortGroupRef")?;
             let target = targets.iter().find(|t| t.field("ressortgroupref").as_int() == Some(reference));
             let target = target.ok_or_else(|| unknown_form("GROUP BY refers to nothing"))?;
             let node = stage.place(&self.expand(frame, target.node("expr")?)?)?;
-            if !groups.iter().any(|g| same(g, &node)) {
-                check::scalar(self.facts(), &node)?;
-                groups.push(node);
-                names.push(target.text("resname").unwrap_or_else(|| "?".to_owned()));
-            }
+            let known = groups.nodes.iter().position(|g| same(g, &node));
+            let index = match known {
+                Some(index) => index,
+                None => {
+                    check::scalar(self.facts(), &node)?;
+                    groups.nodes.push(node);
+                    groups.names.push(target.text("resname").unwrap_or_else(|| "?".to_owned()));
+                    groups.hashable.push(clause.bool("hashable"));
+                    groups.nodes.len() - 1
+                }
+            };
+            groups.references.push((reference, index));
         }
-        Ok((groups, names))
+        Ok(groups)
     }
 
-    /// `groups` past the names are decided by the others: their image groups as well as their equality would.
-    ///
-    /// `marker`: a boolean column that says which rows the aggregates take in.
+    /// The rows of one grouping: all group columns (NULL where they are not in `set`; `None`: all are), then the calls.
+    /// Groups past the names are decided by the others: their image groups as well as their equality would.
     fn grouped(
         &mut self,
         stage: Stage,
-        (groups, names): (&[Node], &[String]),
+        groups: &Groups,
         calls: &[Node],
-        marker: Option<usize>,
+        set: Option<&[usize]>,
     ) -> Step<Stage> {
-        let mut columns = Vec::with_capacity(groups.len() + calls.len());
-        let mut forms = Vec::with_capacity(groups.len());
-        for (i, group) in groups.iter().enumerate() {
-            let ty = self.type_of(group)?;
-            forms.push(match names.get(i) {
-                Some(name) => self.key_form(&ty, || format!("GROUP BY compares {name}"))?,
-                None => KeyForm::by_image(&ty),
-            });
-            columns.push(ty);
-        }
-        let boolean = types::info(self.facts(), BOOL, -1, 0);
-        let mut needed: Vec<Node> = groups.to_vec();
+        let inside = |i: &usize| *i >= groups.names.len() || set.is_none_or(|s| s.contains(i));
+        let kept: Vec<usize> = (0..groups.nodes.len()).filter(inside).collect();
         let mut parsed = Vec::with_capacity(calls.len());
         for node in calls {
-            let call = self.call(node)?;
-            columns.push(self.type_of(node)?);
-            let mut place = |n: Option<Node>| {
-                n.map(|n| {
-                    needed.push(n);
-                    needed.len() - 1
-                })
-            };
-            let filter = match marker.map(|m| column_node(m, &boolean)) {
-                Some(marker) => Some(both(marker, call.filter)),
-                None => call.filter,
-            };
-            let (argument, filter) = (place(call.argument), place(filter));
-            parsed.push(Aggregate { function: call.function, argument, filter, distinct: call.distinct });
+            self.check_call(node)?;
+            parsed.push(self.call(node)?);
         }
-        let (stage, positions) = self.columns_for(stage, &needed)?;
-        let aggregates = parsed
-            .into_iter()
-            .map(|a| Aggregate {
-                argument: a.argument.map(|i| positions[i]),
-                filter: a.filter.map(|i| positions[i]),
-                ..a
+        let native = parsed.into_iter().collect::<Option<Vec<Call>>>();
+        let mut needed: Vec<Node> = kept.iter().map(|&i| groups.nodes[i].clone()).collect();
+        let mut place = |n: Option<Node>| {
+            n.map(|n| {
+                needed.push(n);
+                needed.len() - 1
             })
-            .collect();
-        let group = positions.iter().zip(forms).map(|(&column, form)| GroupKey { column, form }).collect();
-        Ok(Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group, aggregates }, columns))
+        };
+        let mut aggregates = Vec::new();
+        for call in native.iter().flatten() {
+            let (argument, filter) = (place(call.argument.clone()), place(call.filter.clone()));
+            let (function, distinct) = (call.function, call.distinct);
+            aggregates.push(Aggregate { function, argument, filter, distinct });
+        }
+        let (mut stage, positions) = self.typed_columns(stage, &needed)?;
+        let mut keys = Vec::with_capacity(kept.len());
+        for (&i, &column) in kept.iter().zip(&positions) {
+            let key;
+            (stage, key) = match i < groups.names.len() {
+                true => self.key_column(stage, column, groups.hashable[i])?,
+                false => {
+                    let form = KeyForm::by_image(&stage.columns[column]);
+                    (stage, GroupKey { column, form })
+                }
+            };
+            keys.push(key);
+        }
+        let stage = match native {
+            Some(_) => {
+                let mut columns: Vec<_> = keys.iter().map(|k| stage.columns[k.column].clone()).collect();
+                for node in calls {
+                    columns.push(self.type_of(node)?);
+                }
+                aggregates.iter_mut().for_each(|a| {
+                    a.argument = a.argument.map(|i| positions[i]);
+                    a.filter = a.filter.map(|i| positions[i]);
+                });
+                Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group: keys, aggregates }, columns)
+            }
+            // With one that PostgreSQL computes it may as well compute all: it gets the whole group anyway.
+            None => {
+                let form = if keys.is_empty() { GroupForm::Global } else { GroupForm::Aggregates };
+                self.collected(stage, keys, form, calls)?
+            }
+        };
+        if kept.len() == groups.nodes.len() {
+            return Ok(stage);
+        }
+        let mut columns = Vec::with_capacity(groups.nodes.len() + calls.len());
+        for node in groups.nodes.iter().chain(calls) {
+            columns.push(self.type_of(node)?);
+        }
+        Ok(grouping_sets::padded(stage, &kept, groups.nodes.len(), columns))
+    }
+
+    /// Without group expressions of its own a query has a row for each row of its domain: the stage with those, and the
+    /// calls, which do not take them in.
+    fn also_empty(
+        &mut self,
+        frame: &Level,
+        stage: Stage,
+        without: bool,
+        calls: &[Node],
+    ) -> (Stage, Vec<Node>) {
+        let Some(domain) = frame.domain().filter(|_| without) else { return (stage, calls.to_vec()) };
+        let (stage, marker) = self.with_empty_groups(stage, domain);
+        let marker = column_node(marker, &types::info(self.facts(), BOOL, -1, 0));
+        let marked = |call: &Node| {
+            let filter = both(marker.clone(), call.optional_node("aggfilter").cloned());
+            let mut call = call.clone();
+            for (_, value) in call.fields.iter_mut().filter(|(name, _)| name == "aggfilter") {
+                *value = Value::Node(Box::new(filter.clone()));
+            }
+            call
+        };
+        let calls = calls.iter().map(marked).collect();
+        (stage, calls)
     }
 
     /// Without GROUP BY there is a row for each row of the domain, also if it has none here: `stage` with the domain's
     /// rows, and the column that tells them apart.
-    fn with_empty_groups(&mut self, stage: Stage, domain: &Stage) -> (Stage, Option<usize>) {
+    fn with_empty_groups(&mut self, stage: Stage, domain: &Stage) -> (Stage, usize) {
         let width = stage.columns.len();
         let outer = stage.outer_columns();
         let literal = |d| Expr::Literal(Row::from_datums([d]));
@@ -169,10 +258,11 @@ impl Translator<'_> {
         ];
         let mut columns = stage.columns;
         columns.push(types::info(self.facts(), BOOL, -1, 0));
-        (Stage { rel: Rel::UnionAll { inputs }, columns, blocks: stage.blocks }, Some(width))
+        (Stage { rel: Rel::UnionAll { inputs }, columns, blocks: stage.blocks }, width)
     }
 
-    fn call(&self, node: &Node) -> Step<Call> {
+    /// The call's native form; `None`: PostgreSQL computes it.
+    pub(super) fn call(&self, node: &Node) -> Step<Option<Call>> {
         if node.int("agglevelsup")? != 0 {
             return Err(unknown_form("an aggregate of an outer query level"));
         }
@@ -180,74 +270,49 @@ impl Translator<'_> {
         let function =
             self.facts().functions.get(&oid).ok_or_else(|| unknown_form("an aggregate without a name"))?;
         let name = function.name.as_str();
-        let refuse = |detail: &str| {
-            Refusal::new(
-                "unsupported.aggregate",
-                format!("the aggregate {name}{detail} is not maintained incrementally yet"),
-            )
-        };
-        if !function.is_builtin() || node.text("aggkind").as_deref() != Some("n") || node.bool("aggvariadic")
-        {
-            return Err(refuse(""));
-        }
-        if !node.list("aggorder").is_empty() {
-            return Err(refuse(" with ORDER BY"));
+        let plain = function.is_builtin()
+            && node.text("aggkind").as_deref() == Some("n")
+            && !node.bool("aggvariadic")
+            && node.list("aggorder").is_empty();
+        if !plain {
+            return Ok(None);
         }
         let filter = node.optional_node("aggfilter").cloned();
+        let star = Call {
+            function: AggregateFunction::CountStar,
+            argument: None,
+            filter: filter.clone(),
+            distinct: None,
+        };
         if node.bool("aggstar") {
-            return match name {
-                "count" => Ok(Call {
-                    function: AggregateFunction::CountStar,
-                    argument: None,
-                    filter,
-                    distinct: None,
-                }),
-                _ => Err(refuse("(*)")),
-            };
+            return Ok((name == "count").then_some(star));
         }
         let args = node.nodes("args")?;
-        let [argument] = args.as_slice() else {
-            return Err(refuse(""));
-        };
+        let [argument] = args.as_slice() else { return Ok(None) };
         let argument = argument.node("expr")?.clone();
         let declared = node.list("aggargtypes").first().and_then(Value::as_int);
         let declared = declared.and_then(|t| u32::try_from(t).ok()).unwrap_or(0);
-        check::scalar(self.facts(), &argument)?;
         let ty = self.type_of(&argument)?;
-        let shown = format!("({})", types::type_name(self.facts(), ty.oid));
         let rules = collation_rules(self.facts(), node.oid("inputcollid")?);
         // `count(1)` counts rows.
         let constant = argument.tag == "CONST" && !argument.bool("constisnull");
         if name == "count" && constant && node.list("aggdistinct").is_empty() {
-            return Ok(Call {
-                function: AggregateFunction::CountStar,
-                argument: None,
-                filter,
-                distinct: None,
-            });
+            return Ok(Some(star));
         }
         let function = match name {
-            "count" => AggregateFunction::Count,
-            "min" | "max" => {
-                let order = kernels::order_of(ty.class, rules.bytewise).ok_or_else(|| {
-                    let refusal = refuse(&shown);
-                    match ty.class.is_string() {
-                        true => refusal.hint("min and max of text are maintained under the collation \"C\""),
-                        false => refusal,
-                    }
-                })?;
-                match name {
-                    "min" => AggregateFunction::Min(order),
-                    _ => AggregateFunction::Max(order),
-                }
-            }
-            _ => arithmetic(name, declared).ok_or_else(|| refuse(&shown))?,
+            "count" => Some(AggregateFunction::Count),
+            "min" => kernels::order_of(ty.class, rules.bytewise).map(AggregateFunction::Min),
+            "max" => kernels::order_of(ty.class, rules.bytewise).map(AggregateFunction::Max),
+            _ => arithmetic(name, declared),
         };
         let distinct = match node.list("aggdistinct").is_empty() {
             true => None,
-            false => Some(self.key_form(&ty, || format!("{name}(DISTINCT ...) compares values"))?),
+            false => match self.form_of(&ty) {
+                Some(form) => Some(form),
+                None => return Ok(None),
+            },
         };
-        Ok(Call { function, argument: Some(argument), filter, distinct })
+        Ok(function.map(|function| Call { function, argument: Some(argument), filter, distinct }))
     }
 }
 

@@ -13,15 +13,16 @@ use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, TypeInfo};
 
 use super::refusal::{Refusal, Step};
+use super::semi::Plain;
 use super::stage::{ANSWER, LEFT, Stage, column_node, placed_column, rewrite, same, var_node};
 use super::subquery::{Call, Kind, has_subplan};
 use super::{Translator, types};
 
 /// The stage that subqueries are attached to.
-struct Target {
+pub(super) struct Target {
     /// As it was: most subqueries depend on this alone, so that one does not make the next one's domain larger.
     base: Stage,
-    stage: Stage,
+    pub stage: Stage,
     done: Vec<(Node, Node)>,
 }
 
@@ -103,7 +104,7 @@ impl Translator<'_> {
 
     /// Joins `right` to the target: its outer references with `args`, and `keys` (column of the target, column of
     /// `right`) by equality. Returns where the columns of `right` begin.
-    fn joined(
+    pub(super) fn joined(
         &mut self,
         target: &mut Target,
         kind: JoinKind,
@@ -158,8 +159,7 @@ impl Translator<'_> {
     }
 
     fn exists_value(&mut self, target: &mut Target, call: &Call) -> Step<Node> {
-        let width = target.stage.columns.len();
-        if let Some((right, conditions)) = self.plain(&target.stage, call)? {
+        if let Some(Plain { rows: right, conditions, .. }) = self.plain(call, false)? {
             let entries = BTreeSet::from([LEFT]);
             let equalities: Option<Vec<_>> =
                 conditions.iter().map(|c| self.equality(&c.node, &entries, &right.0)).collect();
@@ -188,7 +188,6 @@ impl Translator<'_> {
                 return Ok(self.computed(target, is_there(start + equalities.len())));
             }
         }
-        debug_assert!(target.stage.columns.len() >= width);
         let right = self.answer_for(target, call, &[])?;
         let right = self.marked(right, &[]);
         let start = self.joined(target, JoinKind::Left, &call.args, right, Vec::new())?;
@@ -197,6 +196,11 @@ impl Translator<'_> {
 
     /// The columns of the only row. Each is NULL without rows and an error if there are several.
     fn row_value(&mut self, target: &mut Target, call: &Call) -> Step<Node> {
+        if one_row(&call.subquery.query)
+            && let Some(value) = self.keyed_value(target, call)?
+        {
+            return Ok(value);
+        }
         let right = self.answer_for(target, call, &[])?;
         let visible = right.visible();
         let (right, kind) = if one_row(&call.subquery.query) {

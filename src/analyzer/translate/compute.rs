@@ -2,24 +2,33 @@
 
 use crate::analyzer::deparse::{self, Scope};
 use crate::analyzer::node::Node;
+use crate::analyzer::verify::GroupOriginals;
 use crate::analyzer::{settings, volatility};
 use crate::plan::expr::Expr;
-use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput};
+use crate::plan::{GroupBatch, Rel, RemoteBatch, RemoteExpr};
 
+use super::collect::{at_inputs, used_columns};
 use super::refusal::{Refusal, Step};
-use super::stage::{Stage, column_node, placed_column, rewrite, same};
+use super::stage::{Stage, placed_column, same};
 use super::subquery::has_subplan;
 use super::{Translator, check, native};
 
 /// Expressions for PostgreSQL, with the originals that their verification compares.
-#[derive(Debug, Clone)]
-pub struct Remote {
-    pub batch: RemoteBatch,
-    /// One per expression. Vars have `varno` 1 and the 1-based position in the batch's inputs as `varattno`.
-    pub originals: Vec<Node>,
+#[derive(Debug, Clone, PartialEq)]
+pub enum Remote {
+    Rows {
+        batch: RemoteBatch,
+        /// One per expression. Vars have `varno` 1 and the 1-based position in the batch's inputs as `varattno`.
+        originals: Vec<Node>,
+    },
+    Groups {
+        batch: GroupBatch,
+        /// `None`: the statement is not made from the query's tree; only its inputs are verified.
+        originals: Option<GroupOriginals>,
+    },
 }
 
-/// The input column (0-based) that a node of [`Remote::originals`] stands for.
+/// The input column (0-based) that a node of the originals stands for.
 pub fn input_of(node: &Node) -> Option<usize> {
     placed_column(node)
 }
@@ -51,29 +60,14 @@ impl Translator<'_> {
     }
 
     fn evaluate(&mut self, stage: Stage, nodes: &[&Node]) -> Step<Stage> {
-        let mut used: Vec<usize> = Vec::new();
-        for node in nodes {
-            node.walk(&mut |n| {
-                if let Some(column) = placed_column(n).filter(|c| !used.contains(c)) {
-                    used.push(column);
-                }
-            });
-        }
-        let mut inputs = Vec::with_capacity(used.len());
-        for &column in &used {
-            let ty = &stage.columns[column];
-            let type_name = deparse::type_name(self.facts(), ty.oid, ty.typmod)?;
-            let collate = deparse::collate_clause(self.facts(), ty.oid, ty.collation)?;
-            inputs.push(RemoteInput { column, type_name, collate });
-        }
+        let nodes: Vec<Node> = nodes.iter().map(|n| (*n).clone()).collect();
+        let used = used_columns(&nodes);
+        let inputs = self.remote_inputs(&stage, &used)?;
         let (mut exprs, mut columns) = (Vec::with_capacity(nodes.len()), stage.columns.clone());
         let mut originals = Vec::with_capacity(nodes.len());
         let scope = Scope { facts: self.facts(), inputs: &input_of };
-        for node in nodes {
-            let node = rewrite(node, &mut |n| {
-                let position = placed_column(n).and_then(|c| used.iter().position(|u| *u == c));
-                Ok(position.map(|p| column_node(p, &stage.columns[used[p]])))
-            })?;
+        for node in &nodes {
+            let node = at_inputs(node, &used, &stage)?;
             let sql = deparse::expression(&node, scope)
                 .map_err(|e| Refusal::new("unsupported.expression", e.context()))?;
             // The owner's function runs under the settings of the stream table's creation, the sidecar under its own.
@@ -85,10 +79,15 @@ impl Translator<'_> {
             exprs.push(RemoteExpr { sql, result, builtin_only });
         }
         let batch = RemoteBatch { inputs, exprs, owner_function: None };
-        if !self.remote.iter().any(|r| r.batch == batch && r.originals == originals) {
-            self.remote.push(Remote { batch: batch.clone(), originals });
-        }
+        self.prove(Remote::Rows { batch: batch.clone(), originals });
         Ok(Stage { rel: Rel::Evaluate { input: Box::new(stage.rel), batch }, columns, blocks: stage.blocks })
+    }
+
+    /// Has a batch verified, once.
+    pub(super) fn prove(&mut self, remote: Remote) {
+        if !self.remote.contains(&remote) {
+            self.remote.push(remote);
+        }
     }
 
     /// Columns that hold the values of placed nodes; computed ones are appended to the stage.

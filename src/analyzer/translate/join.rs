@@ -78,7 +78,7 @@ impl Translator<'_> {
         loop {
             let connected = |part: &Part| {
                 let outer = current.0.contains(&OUTER) && part.0.contains(&OUTER);
-                outer || conditions.iter().any(|c| self.equality(&c.node, &current.0, &part.0).is_some())
+                outer || conditions.iter().any(|c| self.is_key(&c.node, &current.0, &part.0))
             };
             let Some(index) = parts.iter().position(connected) else {
                 return Ok(current);
@@ -92,16 +92,25 @@ impl Translator<'_> {
         let entries: BTreeSet<i64> = left.0.union(&right.0).copied().collect();
         let early_key =
             conditions.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early));
+        let has_key = conditions.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some());
         let usable = |c: &Condition| {
             let covered = !c.entries.is_empty() && c.entries.is_subset(&entries);
+            let key = |c: &Condition| {
+                self.hashed_equality(&c.node, &left.0, &right.0).is_some()
+                    || self.server_equality(&c.node, &left.0, &right.0).is_some()
+            };
+            let hashed = !has_key && key(c);
             // A key that may fail is computed before the join only if there is no other key.
             let key = self.equality(&c.node, &left.0, &right.0).is_some_and(|e| e.early || !early_key);
-            covered && (key || (c.early && !c.entries.is_subset(&left.0) && !c.entries.is_subset(&right.0)))
+            covered
+                && (key
+                    || hashed
+                    || (c.early && !c.entries.is_subset(&left.0) && !c.entries.is_subset(&right.0)))
         };
         let (used, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(usable);
         *conditions = rest;
         let outer = left.0.contains(&OUTER) && right.0.contains(&OUTER);
-        if !outer && !used.iter().any(|c| self.equality(&c.node, &left.0, &right.0).is_some()) {
+        if !outer && !used.iter().any(|c| self.is_key(&c.node, &left.0, &right.0)) {
             self.without_key(&left, &right, conditions)?;
         }
         let stage = self.join(JoinKind::Inner, left, right, used, Vec::new())?;
@@ -127,6 +136,13 @@ impl Translator<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Whether the condition gives a join of the two sides a key.
+    pub(super) fn is_key(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> bool {
+        self.equality(node, left, right).is_some()
+            || self.hashed_equality(node, left, right).is_some()
+            || self.server_equality(node, left, right).is_some()
     }
 
     fn refuse_foreign_equality(&self, node: &Node, left: &BTreeSet<i64>, right: &BTreeSet<i64>) -> Step<()> {
@@ -193,7 +209,8 @@ impl Translator<'_> {
         }
         let function = builtin(self.facts(), operator_function(self.facts(), node)?.oid)?;
         let rules = collation_rules(self.facts(), node.oid("inputcollid").ok()?);
-        if kernels::comparison(&function.source, rules)?.1 != wanted {
+        let by_text = wanted == Comparison::Eq && self.equal_by_text(node);
+        if !by_text && kernels::comparison(&function.source, rules)?.1 != wanted {
             return None;
         }
         let [a, b]: [&Node; 2] = node.nodes("args").ok()?.try_into().ok()?;
@@ -210,6 +227,9 @@ impl Translator<'_> {
         };
         // The operator's collation decides, and it is deterministic.
         let form = |n: &Node| {
+            if by_text {
+                return Some(KeyForm::Image);
+            }
             let ty = self.type_of(n).ok().filter(|t| t.class != TypeClass::Other)?;
             KeyForm::of(&TypeInfo { deterministic: true, ..ty })
         };
@@ -239,6 +259,7 @@ impl Translator<'_> {
             keys.push(JoinKey { left: l, right: r, form, nulls_match: true });
         }
         let (mut left_nodes, mut right_nodes, mut forms, mut others) = (vec![], vec![], vec![], vec![]);
+        let mut by_server = Vec::new();
         for condition in conditions {
             match self.equality(&condition.node, &left_entries, &right_entries) {
                 Some(e) => {
@@ -246,10 +267,29 @@ impl Translator<'_> {
                     right_nodes.push(right.place(&e.right)?);
                     forms.push((e.form, e.nulls_match));
                 }
-                None => others.push(condition),
+                None => match self.server_equality(&condition.node, &left_entries, &right_entries) {
+                    Some(e) => by_server.push(e),
+                    None => others.push(condition),
+                },
             }
         }
-        if kind != JoinKind::Inner && forms.is_empty() && keys.is_empty() && !others.is_empty() {
+        let (mut left_hashes, mut right_hashes) = (Vec::new(), Vec::new());
+        if forms.is_empty() && keys.is_empty() && by_server.is_empty() {
+            for condition in &others {
+                let sides = self.hashed_equality(&condition.node, &left_entries, &right_entries);
+                let Some((l, r)) = sides else { continue };
+                let collation = condition.node.oid("inputcollid")?;
+                left_hashes.push((left.place(&l)?, collation));
+                right_hashes.push((right.place(&r)?, collation));
+            }
+        }
+        let (left, left_hashes) = self.with_hashes(left, &left_hashes)?;
+        let (right, right_hashes) = self.with_hashes(right, &right_hashes)?;
+        for (left, right) in left_hashes.into_iter().zip(right_hashes) {
+            keys.push(JoinKey { left, right, form: KeyForm::Image, nulls_match: false });
+        }
+        let keyed = !forms.is_empty() || !keys.is_empty() || !by_server.is_empty();
+        if kind != JoinKind::Inner && !keyed && !others.is_empty() {
             for condition in &others {
                 self.refuse_foreign_equality(&condition.node, &left_entries, &right_entries)?;
             }
@@ -278,6 +318,12 @@ impl Translator<'_> {
                 .zip(&forms)
                 .map(|((&left, &right), &(form, nulls_match))| JoinKey { left, right, form, nulls_match }),
         );
+        let (mut left, mut right) = (left, right);
+        for equality in &by_server {
+            let key;
+            (left, right, key) = self.joined_by_server(equality, left, right)?;
+            keys.push(key);
+        }
         let blocks = Stage::joined_blocks(&left, &right);
         let columns: Vec<TypeInfo> = left.columns.iter().chain(&right.columns).cloned().collect();
         let width = left.columns.len();

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::analyzer::node::{Node, Value};
-use crate::plan::{JoinKey, JoinKind};
+use crate::plan::{Expr, JoinKey, JoinKind};
+use crate::row::Datum;
 use crate::row::key::KeyForm;
 
 use super::frame::{Frame, Level, Outer};
@@ -12,7 +13,7 @@ use super::join::Part;
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage};
 use super::subquery::free_references;
-use super::{Translator, range_table_entry, unknown_form};
+use super::{Translator, native, range_table_entry, unknown_form};
 
 /// An item that needs rows of others first.
 pub(super) struct Lateral<'n> {
@@ -44,8 +45,9 @@ impl Translator<'_> {
                     needs.extend(entries_of(&node));
                 }
             }
+            3 => needs.extend(entries_of(&self.function_calls(frame, item.int("rtindex")?)?)),
             6 if entry.int("ctelevelsup")? == 0 => {
-                for node in self.references(frame, self.cte_query(frame, entry)?)? {
+                for node in self.references(frame, self.cte_node(frame, entry)?.node("ctequery")?)? {
                     needs.extend(entries_of(&node));
                 }
             }
@@ -62,11 +64,11 @@ impl Translator<'_> {
     }
 
     /// The query of a CTE of this level.
-    pub(super) fn cte_query<'f>(&self, level: &'f Level, entry: &Node) -> Step<&'f Node> {
+    pub(super) fn cte_node<'f>(&self, level: &'f Level, entry: &Node) -> Step<&'f Node> {
         let name = entry.text("ctename");
         let ctes = level.query.nodes("cteList")?;
         let cte = ctes.into_iter().find(|c| c.text("ctename") == name);
-        Ok(cte.ok_or_else(|| unknown_form("a CTE without a query"))?.node("ctequery")?)
+        cte.ok_or_else(|| unknown_form("a CTE without a query"))
     }
 
     /// The level of a query in FROM; it works per row of `frame`'s domain if it refers to what that stands for.
@@ -96,11 +98,23 @@ impl Translator<'_> {
         }
         let rtindex = lateral.item.int("rtindex")?;
         let entry = range_table_entry(&frame.query, rtindex)?;
+        let (mut entries, left) = left;
+        let always = |c: &Condition| {
+            let value = native::compile(self.facts(), &c.node);
+            matches!(value, Some(Expr::Literal(row)) if row.get(0) == Datum::Bool(true))
+        };
+        let conditions: Vec<Condition> = conditions.into_iter().filter(|c| !always(c)).collect();
         let query = match entry.int("rtekind")? {
             1 => entry.node("subquery")?,
+            // The condition of an outer join would have to be looked at for each pair, before NULLs are put in.
+            3 if kind == JoinKind::Inner || (conditions.is_empty() && lateral.conditions.is_empty()) => {
+                let stage = self.with_functions(frame, rtindex, left, kind == JoinKind::Left)?;
+                entries.insert(rtindex);
+                let all = lateral.conditions.into_iter().chain(conditions).collect();
+                return Ok((entries, self.filter_all(stage, all)?));
+            }
             _ => return Err(odd()),
         };
-        let (mut entries, left) = left;
         let nodes = self.references(frame, query)?;
         let placed = nodes.iter().map(|n| left.place(n)).collect::<Step<Vec<_>>>()?;
         let domain = self.domain(&left, &placed)?;

@@ -8,16 +8,24 @@
 mod aggregate;
 mod attach;
 mod check;
+mod collect;
 mod compute;
 mod constants;
+mod equality;
 mod frame;
 mod from;
+mod functions;
+mod grouping_sets;
+mod hashed;
 mod join;
 mod kernels;
 mod lateral;
 mod native;
 mod prune;
+mod recursion;
 mod refusal;
+mod scalar;
+mod select;
 mod semi;
 mod setop;
 mod source;
@@ -34,7 +42,6 @@ use super::node::{Node, Value};
 use crate::plan::key::KeyFacts;
 use crate::plan::{Rel, ViewId};
 use crate::row::TypeInfo;
-use crate::row::key::KeyForm;
 
 pub use compute::{Remote, input_of};
 use frame::{Frame, Level};
@@ -82,6 +89,7 @@ pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
         upstreams: Vec::new(),
         remote: Vec::new(),
         subqueries: RefCell::new(Vec::new()),
+        recursions: Vec::new(),
         depth: 0,
     };
     let stage = translator.query(&Frame::top(query))?;
@@ -98,6 +106,8 @@ struct Translator<'a> {
     remote: Vec<Remote>,
     /// The subqueries in expressions met so far; SUBPLAN nodes name them by position.
     subqueries: RefCell<Vec<Rc<Subquery>>>,
+    /// Recursions around what is being translated, outermost first.
+    recursions: Vec<recursion::Recursion>,
     depth: usize,
 }
 
@@ -135,8 +145,10 @@ impl<'a> Translator<'a> {
         if self.depth == 1 && !query.list("sortClause").is_empty() {
             self.notice("ORDER BY has no effect: a table keeps no order; order the rows when you read them");
         }
+        let entries = self.entries(query)?;
         if query.optional_node("setOperations").is_some() {
-            return self.set_operation(frame);
+            let stage = self.set_operation(frame)?;
+            return self.finish(query, &entries, stage);
         }
         let tree = query.node("jointree")?;
         let mut conditions = Vec::new();
@@ -145,78 +157,23 @@ impl<'a> Translator<'a> {
         }
         let stage = self.rows_of_items(frame, &tree.nodes("fromlist")?, conditions, frame.is_dependent())?;
         let mut targets = Vec::new();
-        for entry in query.nodes("targetList")?.iter().filter(|t| !t.bool("resjunk")) {
+        for entry in &entries {
             targets.push(stage.place(&self.expand(frame, entry.node("expr")?)?)?);
         }
-        let visible = targets.len();
         for node in frame.outer_nodes() {
             targets.push(stage.place(&node)?);
         }
         let grouped = query.bool("hasAggs")
             || !query.list("groupClause").is_empty()
+            || !query.list("groupingSets").is_empty()
             || query.optional_node("havingQual").is_some();
         let (stage, targets) = match grouped {
             true => self.aggregate(frame, stage, targets)?,
             false => (stage, targets),
         };
-        targets.iter().try_for_each(|t| check::scalar(self.facts(), t))?;
-        let columns: Vec<TypeInfo> = targets.iter().map(|t| self.type_of(t)).collect::<Step<_>>()?;
-        let (stage, exprs) = self.compute(stage, &targets)?;
-        let rel = Rel::Project { input: Box::new(stage.rel), exprs };
-        let stage = Stage::new(rel, columns).with_outer(visible);
-        match query.list("distinctClause").is_empty() {
-            true => Ok(stage),
-            false => self.distinct(frame, stage, "DISTINCT"),
-        }
-    }
-
-    /// Equal rows once; every column of the query needs a native equality.
-    fn distinct(&mut self, frame: &Level, stage: Stage, what: &str) -> Step<Stage> {
-        let keys = self.distinct_keys(frame, &stage.columns, stage.visible(), what)?;
-        Ok(Stage { rel: Rel::Distinct { input: Box::new(stage.rel), keys }, ..stage })
-    }
-
-    /// The keys by which rows are equal; columns from `visible` on hold outer references.
-    fn distinct_keys(
-        &self,
-        frame: &Level,
-        columns: &[TypeInfo],
-        visible: usize,
-        what: &str,
-    ) -> Step<Vec<KeyForm>> {
-        let targets = frame.query.nodes("targetList")?;
-        let names: Vec<_> =
-            targets.iter().filter(|t| !t.bool("resjunk")).map(|t| t.text("resname")).collect();
-        let mut keys = Vec::with_capacity(columns.len());
-        for (i, ty) in columns.iter().enumerate() {
-            if i >= visible {
-                keys.push(KeyForm::by_image(ty));
-                continue;
-            }
-            keys.push(self.key_form(ty, || {
-                let name = names.get(i).cloned().flatten().unwrap_or_else(|| format!("column {}", i + 1));
-                format!("{what} compares {name}")
-            })?);
-        }
-        Ok(keys)
-    }
-
-    /// The key form of a type; `what` begins the reason if it has none.
-    fn key_form(&self, ty: &TypeInfo, what: impl FnOnce() -> String) -> Step<KeyForm> {
-        if let Some(form) = KeyForm::of(ty) {
-            return Ok(form);
-        }
-        let name = types::type_name(self.facts(), ty.oid);
-        if ty.class.is_string() {
-            return Err(Refusal::new(
-                "unsupported.nondeterministic_collation",
-                format!("{} of type {name} under a nondeterministic collation", what()),
-            ));
-        }
-        Err(Refusal::new(
-            "unsupported.equality",
-            format!("{} of type {name}, whose equality only the server knows", what()),
-        ))
+        let (stage, targets) = self.windows(query, &entries, stage, targets)?;
+        let stage = self.select(stage, &targets)?.with_outer(entries.len());
+        self.finish(query, &entries, stage)
     }
 
     /// `node` with join columns and group references replaced by what they stand for, so that every Var names a base
@@ -226,7 +183,6 @@ impl<'a> Translator<'a> {
             "VAR" => self.expand_var(frame, n).map(Some),
             "SUBLINK" => self.subplan(frame, n).map(Some),
             "AGGREF" if n.int("agglevelsup")? != 0 => self.outer_reference(frame, n).map(Some),
-            "WINDOWFUNC" => Err(refused_window()),
             _ => Ok(None),
         })
     }
@@ -277,34 +233,13 @@ fn refuse_clauses(query: &Node) -> Step<()> {
         return Err(Refusal::new("unsupported.statement", "the query is no SELECT"));
     }
     let present = |field: &str| !query.list(field).is_empty() || query.optional_node(field).is_some();
-    let refusal = if query.bool("hasWindowFuncs") || present("windowClause") {
-        Some(refused_window())
-    } else if query.bool("hasTargetSRFs") {
-        Some(Refusal::new(
-            "unsupported.set_returning_function",
-            "a function in the select list returns a set of rows",
-        ))
-    } else if query.bool("hasRecursive") {
-        Some(Refusal::new(
-            "unsupported.recursive_query",
-            "WITH RECURSIVE is not maintained incrementally yet",
-        ))
-    } else if query.bool("hasModifyingCTE") {
+    let refusal = if query.bool("hasModifyingCTE") {
         Some(Refusal::new("unsupported.statement", "WITH contains a statement that writes"))
     } else if query.bool("hasForUpdate") || present("rowMarks") {
         Some(Refusal::new(
             "unsupported.row_locks",
             "FOR UPDATE and FOR SHARE lock rows, which a stream table cannot",
         ))
-    } else if query.bool("hasDistinctOn") {
-        Some(Refusal::new("unsupported.distinct_on", "DISTINCT ON is not maintained incrementally yet"))
-    } else if present("groupingSets") {
-        Some(Refusal::new(
-            "unsupported.grouping_sets",
-            "GROUPING SETS, ROLLUP and CUBE are not maintained incrementally yet",
-        ))
-    } else if present("limitCount") || present("limitOffset") {
-        Some(Refusal::new("unsupported.limit", "LIMIT and OFFSET are not maintained incrementally yet"))
     } else {
         None
     };
@@ -315,7 +250,7 @@ fn refuse_clauses(query: &Node) -> Step<()> {
 }
 
 fn refused_window() -> Refusal {
-    Refusal::new("unsupported.window_function", "window functions are not maintained incrementally yet")
+    Refusal::new("unsupported.window_function", "a window function stands where only rows could be computed")
 }
 
 fn unknown_form(what: &str) -> Refusal {

@@ -180,6 +180,18 @@ fn narrow(rel: Rel, need: &BTreeSet<usize>, shared: &mut Shared) -> (Rel, Map) {
             let right = Box::new(exact(*right, &columns, shared));
             (Rel::SetOp { kind, all, left, right, keys }, map)
         }
+        Rel::Recursive { id, base, step, distinct } => {
+            // The reference has all columns, so all stay.
+            let all: BTreeSet<usize> = (0..width(&base)).collect();
+            let map = exact_map(all.len(), &all);
+            let (base, step) = (exact(*base, &all, shared), exact(*step, &all, shared));
+            (Rel::Recursive { id, base: Box::new(base), step: Box::new(step), distinct }, map)
+        }
+        rel @ Rel::RecursiveReference { .. } => {
+            let all: BTreeSet<usize> = (0..width(&rel)).collect();
+            let map = exact_map(all.len(), &all);
+            (rel, map)
+        }
         Rel::UnionAll { inputs } => {
             let map = exact_map(inputs.first().map_or(0, width), need);
             (Rel::UnionAll { inputs: inputs.into_iter().map(|i| exact(i, need, shared)).collect() }, map)

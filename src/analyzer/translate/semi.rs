@@ -15,13 +15,21 @@ use crate::row::key::KeyForm;
 
 use super::Translator;
 use super::attach::{null_rows, parameter};
-use super::frame::{Frame, Outer};
+use super::frame::{Frame, Level, Outer};
 use super::from::Condition;
 use super::join::Part;
 use super::native::compile;
 use super::refusal::Step;
 use super::stage::{ANSWER, LEFT, OUTER, Stage, placed_column, rewrite};
 use super::subquery::{Call, Kind, has_subplan};
+
+/// A subquery of tables and conditions alone.
+pub(super) struct Plain {
+    pub frame: Level,
+    pub rows: Part,
+    /// What joins its rows to those outside.
+    pub conditions: Vec<Condition>,
+}
 
 /// The subquery of a condition, and whether it is negated.
 fn split(node: &Node) -> Option<(&Node, bool)> {
@@ -35,7 +43,7 @@ fn over_left(node: &Node) -> Step<Node> {
     rewrite(node, &mut |n| Ok(placed_column(n).map(|_| super::stage::with_fields(n, &[("varno", LEFT)]))))
 }
 
-fn plain_clauses(query: &Node) -> bool {
+fn plain_clauses(query: &Node, aggregated: bool) -> bool {
     let empty = |field: &str| query.list(field).is_empty() && query.optional_node(field).is_none();
     let clauses = [
         "groupClause",
@@ -47,8 +55,9 @@ fn plain_clauses(query: &Node) -> bool {
         "windowClause",
         "rowMarks",
     ];
-    let flags = ["hasAggs", "hasTargetSRFs", "hasWindowFuncs", "hasDistinctOn", "hasRecursive"];
-    clauses.iter().all(|c| empty(c)) && !flags.iter().any(|f| query.bool(f))
+    let flags = ["hasTargetSRFs", "hasWindowFuncs", "hasDistinctOn", "hasRecursive"];
+    let flagged = flags.iter().any(|f| query.bool(f)) || query.bool("hasAggs") != aggregated;
+    clauses.iter().all(|c| empty(c)) && !flagged
 }
 
 impl Translator<'_> {
@@ -79,8 +88,8 @@ impl Translator<'_> {
     }
 
     fn matching(&mut self, base: &Stage, stage: Stage, call: &Call, kind: JoinKind) -> Step<Stage> {
-        if let Some((right, conditions)) = self.plain(&stage, call)? {
-            return self.reduced(stage, right, conditions, kind, Vec::new());
+        if let Some(Plain { rows, conditions, .. }) = self.plain(call, false)? {
+            return self.reduced(stage, rows, conditions, kind, Vec::new());
         }
         let answer = self.answer(base, call, &[])?;
         let mut conditions = Vec::new();
@@ -175,10 +184,11 @@ impl Translator<'_> {
     }
 
     /// A subquery of tables and conditions alone: its rows as far as they depend on nothing outside, and the conditions
-    /// that join them to the rows of `stage` ([`LEFT`]), the test of IN among them. `None`: it is not of that kind.
-    pub(super) fn plain(&mut self, stage: &Stage, call: &Call) -> Step<Option<(Part, Vec<Condition>)>> {
+    /// that join them to the rows of the stage ([`LEFT`]) that has the arguments, the test of IN among them.
+    /// `aggregated`: a select list of aggregates may follow. `None`: it is not of that kind.
+    pub(super) fn plain(&mut self, call: &Call, aggregated: bool) -> Step<Option<Plain>> {
         let subquery = &*call.subquery;
-        if call.args.is_empty() || !plain_clauses(&subquery.query) {
+        if call.args.is_empty() || !plain_clauses(&subquery.query, aggregated) {
             return Ok(None);
         }
         let types = call.args.iter().map(|a| self.type_of(a)).collect::<Step<Vec<_>>>()?;
@@ -219,15 +229,13 @@ impl Translator<'_> {
                 let outer = n.tag == "VAR" && n.field("varno").as_int() == Some(OUTER);
                 Ok(placed_column(n).filter(|_| outer).and_then(|i| args.get(i).cloned()))
             })?;
-            let by_join =
-                self.equality(&node, &left, &below).is_some() || compile(self.facts(), &node).is_some();
+            let by_join = self.is_key(&node, &left, &below) || compile(self.facts(), &node).is_some();
             if has_subplan(&node) || !by_join {
                 return Ok(None);
             }
             joined.push(self.condition(node));
         }
-        let _ = stage;
         let rows = self.rows_of_flat(&frame, items, own, false)?;
-        Ok(Some(((below, rows), joined)))
+        Ok(Some(Plain { rows: (below, rows), frame: frame.clone(), conditions: joined }))
     }
 }

@@ -8,7 +8,8 @@ use crate::analyzer::deparse;
 use crate::analyzer::node::{Node, Value};
 use crate::plan::expr::{Expr, IntWidth, Kernel};
 use crate::plan::{Rel, RemoteBatch, RemoteExpr, RemoteInput, SetOpKind};
-use crate::row::{TypeClass, TypeInfo};
+use crate::row::key::KeyForm;
+use crate::row::{Datum, Row, TypeClass, TypeInfo};
 
 use super::frame::{Frame, Level};
 use super::refusal::{Refusal, Step};
@@ -35,7 +36,7 @@ impl Translator<'_> {
     }
 
     /// `distinct`: to the operation above, equal rows are one anyway, which makes an inner Distinct superfluous.
-    fn set_operand(&mut self, frame: &Level, node: &Node, distinct: bool) -> Step<Stage> {
+    pub(super) fn set_operand(&mut self, frame: &Level, node: &Node, distinct: bool) -> Step<Stage> {
         if node.tag == "RANGETBLREF" {
             let entry = range_table_entry(&frame.query, node.int("rtindex")?)?;
             // All operands work per row of the same domain, whether they refer to it or not.
@@ -55,6 +56,7 @@ impl Translator<'_> {
             operands.push(self.coerce(stage, &columns)?);
         }
         columns.extend(frame.domain().iter().flat_map(|d| d.columns.iter().cloned()));
+        let hashable: Vec<bool> = node.nodes("groupClauses")?.iter().map(|c| c.bool("hashable")).collect();
         let kind = match node.int("op")? {
             1 => {
                 let inputs = operands.into_iter().flat_map(|rel| match rel {
@@ -63,23 +65,64 @@ impl Translator<'_> {
                 });
                 let rel = Rel::UnionAll { inputs: inputs.collect() };
                 let stage = Stage::new(rel, columns).with_outer(visible);
-                return if all || distinct { Ok(stage) } else { self.distinct(frame, stage, "UNION") };
+                if all || distinct {
+                    return Ok(stage);
+                }
+                return self.distinct_rows(stage, &hashable);
             }
             2 => SetOpKind::Intersect,
             3 => SetOpKind::Except,
             _ => return Err(unknown_form("a kind of set operation")),
         };
-        let name = if kind == SetOpKind::Intersect { "INTERSECT" } else { "EXCEPT" };
-        let keys = self.distinct_keys(frame, &columns, visible, name)?;
-        let mut sides = operands.into_iter().map(Box::new);
+        let mut sides = operands.into_iter();
         let (Some(left), Some(right)) = (sides.next(), sides.next()) else {
             return Err(unknown_form("a set operation"));
         };
-        let rel = Rel::SetOp { kind, all, left, right, keys };
+        let (left, right, keys) = self.compared(left, right, &columns, visible, &hashable)?;
+        let rel = Rel::SetOp { kind, all, left: Box::new(left), right: Box::new(right), keys };
         Ok(Stage::new(rel, columns).with_outer(visible))
     }
 
-    fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
+    /// Both sides with columns whose equality is native. What only the server can compare is compared over both together.
+    fn compared(
+        &mut self,
+        left: Rel,
+        right: Rel,
+        columns: &[TypeInfo],
+        visible: usize,
+        hashable: &[bool],
+    ) -> Step<(Rel, Rel, Vec<KeyForm>)> {
+        let form = |(i, ty): (usize, &TypeInfo)| match i < visible {
+            true => self.form_of(ty),
+            false => Some(KeyForm::by_image(ty)),
+        };
+        if let Some(keys) = columns.iter().enumerate().map(form).collect::<Option<Vec<_>>>() {
+            return Ok((left, right, keys));
+        }
+        let width = columns.len();
+        let marked = |rel: Rel, mark: bool| {
+            let literal = Expr::Literal(Row::from_datums([Datum::Bool(mark)]));
+            let exprs = (0..width).map(Expr::Column).chain([literal]).collect();
+            Rel::Project { input: Box::new(rel), exprs }
+        };
+        let mut all = columns.to_vec();
+        all.push(types::info(self.facts(), 16, -1, 0));
+        let inputs = vec![marked(left, true), marked(right, false)];
+        let by: Vec<(usize, bool)> =
+            (0..visible).map(|c| (c, hashable.get(c).copied().unwrap_or(false))).collect();
+        let (stage, keys) = self.key_columns(Stage::new(Rel::UnionAll { inputs }, all), &by)?;
+        let shown: Vec<usize> = keys.iter().map(|k| k.column).chain(visible..width).collect();
+        let side = |predicate: Expr| {
+            let exprs = shown.iter().map(|&c| Expr::Column(c)).collect();
+            let input = Rel::Filter { input: Box::new(stage.rel.clone()), predicate };
+            Rel::Project { input: Box::new(input), exprs }
+        };
+        let mut forms: Vec<KeyForm> = keys.iter().map(|k| k.form).collect();
+        forms.extend(columns[visible..].iter().map(KeyForm::by_image));
+        Ok((side(Expr::Column(width)), side(Expr::Not(Box::new(Expr::Column(width)))), forms))
+    }
+
+    pub(super) fn set_columns(&self, node: &Node) -> Step<Vec<TypeInfo>> {
         let numbers =
             |field: &str| -> Vec<i64> { node.list(field).iter().filter_map(Value::as_int).collect() };
         let (oids, typmods, collations) =
@@ -98,7 +141,7 @@ impl Translator<'_> {
     }
 
     /// The stage's rows with columns of the given types, those of outer references behind them.
-    fn coerce(&mut self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
+    pub(super) fn coerce(&mut self, stage: Stage, to: &[TypeInfo]) -> Step<Rel> {
         if stage.visible() != to.len() {
             return Err(unknown_form("columns of a set operation"));
         }

@@ -10,7 +10,7 @@ use super::from::entries_of;
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, column_node, rewrite};
 use super::subquery::free_references;
-use super::{Frame, Level, ROW_ID, Translator, check, entry_name, range_table_entry, unknown_form};
+use super::{Frame, Level, ROW_ID, Translator, check, range_table_entry, unknown_form};
 
 mod hierarchy;
 
@@ -25,10 +25,12 @@ impl Translator<'_> {
             0 => self.relation(entry)?,
             1 => numbered(self.query_below(frame, entry.node("subquery")?)?),
             3 => {
-                return Err(Refusal::new(
-                    "unsupported.function_in_from",
-                    format!("FROM contains the function call {}", entry_name(entry)),
-                ));
+                let needs = entries_of(&self.function_calls(frame, rtindex)?);
+                let rows = match frame.domain().filter(|_| needs.contains(&OUTER)) {
+                    Some(domain) => domain.clone(),
+                    None => Stage::new(Rel::Constant { rows: vec![Row::empty()] }, Vec::new()),
+                };
+                return self.with_functions(frame, rtindex, rows, false);
             }
             4 => {
                 return Err(Refusal::new(
@@ -45,16 +47,17 @@ impl Translator<'_> {
 
     fn cte(&mut self, frame: &Level, entry: &Node) -> Step<Stage> {
         if entry.bool("self_reference") {
-            return Err(Refusal::new(
-                "unsupported.recursive_query",
-                "WITH RECURSIVE is not maintained incrementally yet",
-            ));
+            return self.recursive_reference(entry);
         }
         let mut level = frame;
         for _ in 0..entry.int("ctelevelsup")? {
             level = level.parent.as_ref().ok_or_else(|| unknown_form("a CTE of a missing query level"))?;
         }
-        let query = self.cte_query(level, entry)?;
+        let cte = self.cte_node(level, entry)?;
+        if cte.bool("cterecursive") {
+            return self.recursion(level, cte);
+        }
+        let query = cte.node("ctequery")?;
         if entry.int("ctelevelsup")? > 0 && !free_references(query)?.is_empty() {
             return Err(Refusal::new(
                 "unsupported.correlated_cte",

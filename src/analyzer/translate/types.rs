@@ -7,6 +7,7 @@ use crate::row::{TypeClass, TypeInfo};
 use super::refusal::{Refusal, Step};
 
 const BOOL: u32 = 16;
+const INT4: u32 = 23;
 
 /// Result type of an expression node.
 pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
@@ -36,6 +37,8 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         "PARAM" => ("paramtype", "paramtypmod", "paramcollid"),
         "SUBLINK" => return super::subquery::type_of(facts, node),
         "AGGREF" => ("aggtype", "", "aggcollid"),
+        "WINDOWFUNC" => ("wintype", "", "wincollid"),
+        "GROUPINGFUNC" => return Ok(info(facts, INT4, -1, 0)),
         "CASEEXPR" => {
             let mut branches = Vec::new();
             for when in node.nodes("args")? {
