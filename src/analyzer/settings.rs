@@ -23,6 +23,8 @@ const BY_SETTINGS: &[&str] = &[
     "extract_timestamptz",
     "float4_to_char",
     "float8_to_char",
+    "generate_series_timestamptz",
+    "generate_series_timestamptz_at_zone",
     "in_range_timestamptz_interval",
     "int4_to_char",
     "int8_to_char",

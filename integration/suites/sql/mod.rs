@@ -68,12 +68,14 @@ pub struct Schema {
     pub bursts: usize,
     /// Random transactions of a burst.
     pub transactions: usize,
+    /// Before the last burst the sidecar ends, and comes back after it with two workers.
+    pub restart: bool,
 }
 
 impl Schema {
     /// With three bursts of random changes and no script.
     pub const fn new(name: &'static str, sql: &'static str) -> Schema {
-        Schema { name, extensions: "", sql, script: &[], bursts: 3, transactions: 25 }
+        Schema { name, extensions: "", sql, script: &[], bursts: 3, transactions: 25, restart: false }
     }
 }
 
@@ -108,8 +110,16 @@ pub async fn examine(server: &Server, schema: &Schema, cases: &[Case]) -> Report
         if let Some(statement) = schema.script.get(number) {
             run(&app, statement).await;
         }
+        let last = schema.restart && number + 1 == schema.bursts;
+        if last {
+            assert_eq!(sidecar.terminate(SOON).await, Some(0), "the sidecar's exit code after SIGTERM");
+        }
         if number < schema.bursts {
             workload.burst(&app, schema.transactions).await;
+        }
+        if last {
+            sidecar = Sidecar::start(&database, &["--workers", "2"]);
+            sidecar.wait_ready(SOON).await;
         }
         look(&app, &cases, &mut report, &format!("after burst {}", number + 1)).await;
     }

@@ -1,7 +1,7 @@
 //! `docs/sql.md`: every example of its tables is a stream table of the mode that the page tells, and right.
 
 use super::{Case, Expect, Schema, conformance};
-use crate::harness::for_each_major;
+use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major};
 
 const PAGE: &str = include_str!("../../../docs/sql.md");
 
@@ -57,7 +57,37 @@ fn tables() -> &'static str {
 async fn every_example_of_the_page_has_the_mode_that_it_tells() {
     let cases = &cases();
     assert!(cases.len() > 100, "only {} examples", cases.len());
-    let schema =
-        Schema { transactions: 30, ..Schema::new("docs/sql.md", format!("{}{ROWS}", tables()).leak()) };
+    let schema = Schema {
+        transactions: 30,
+        restart: true,
+        ..Schema::new("docs/sql.md", format!("{}{ROWS}", tables()).leak())
+    };
     for_each_major(async |server| conformance(server, &schema, cases).await).await;
+}
+
+/// What AUTO would recompute, DIFFERENTIAL refuses, for the same reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_page_calls_full_is_refused_as_differential() {
+    for_each_major(async |server| {
+        let database = TestDatabase::create(server).await;
+        database.install();
+        let app = database.as_app().await;
+        super::run(&app, tables()).await;
+        let mut sidecar = Sidecar::start(&database, &[]);
+        sidecar.wait_ready(SOON).await;
+        let mut refused = 0;
+        for case in cases() {
+            let (Expect::Full(reason) | Expect::Volatile(reason)) = case.expect else { continue };
+            let create = "select pgtrickle.create_stream_table($1, $2, refresh_mode => 'DIFFERENTIAL')";
+            let error = app.execute(create, &[&case.name, &case.query]).await.expect_err(case.name);
+            let error = error.as_db_error().expect("an answer of the server");
+            let said = error.message();
+            assert_eq!(error.code().code(), "0A000", "{}: {said}", case.name);
+            assert!(said.contains(reason), "{}: {said:?} does not contain {reason:?}", case.name);
+            refused += 1;
+        }
+        assert!(refused > 8, "only {refused} were refused");
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
 }

@@ -2,9 +2,9 @@
 //! equality, grouped and made distinct by it.
 
 use super::{Case, Expect, Schema, conformance};
-use crate::harness::{Server, for_each_major};
+use crate::harness::{Server, TestDatabase, for_each_major};
 
-/// A type, whether it has an equality, whether an order, and some values, the first two equal if that is possible.
+/// A type, whether it has an equality, and some values, the first two equal if that is possible.
 struct Kind {
     name: &'static str,
     ty: &'static str,
@@ -16,9 +16,16 @@ const fn kind(name: &'static str, ty: &'static str, equality: bool, values: &'st
     Kind { name, ty, equality, values }
 }
 
-const EXTENSIONS: &str = "
-    create extension if not exists citext;
-    create extension if not exists hstore;";
+/// What a build of PostgreSQL may lack, and how that shows.
+const OPTIONAL: &[(&str, &str)] = &[
+    ("citext", "create extension if not exists citext"),
+    ("hstore", "create extension if not exists hstore"),
+    ("xml", "select '<a/>'::xml"),
+    (
+        "nocase",
+        "create collation app.probe (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    ),
+];
 
 const TYPES: &str = "
     create type mood as enum ('sad', 'ok', 'happy');
@@ -174,24 +181,25 @@ fn cases(kind: &Kind) -> Vec<Case> {
 }
 
 async fn play(server: &Server, part: usize) {
-    let icu: i64 = {
-        let database = crate::harness::TestDatabase::create(server).await;
-        let count = "select count(*) from pg_collation where collprovider = 'i'";
-        let extensions = "select count(*) from pg_available_extensions where name in ('citext', 'hstore')";
+    let (mut missing, mut extensions) = (Vec::new(), String::new());
+    {
+        let database = TestDatabase::create(server).await;
         let dba = database.as_dba().await;
-        let count: i64 = dba.query_one(count, &[]).await.expect("the collations").get(0);
-        let extensions: i64 = dba.query_one(extensions, &[]).await.expect("the extensions").get(0);
-        i64::from(count > 0 && extensions == 2)
-    };
-    let mut types = TYPES.to_owned();
-    if icu == 0 {
-        types = types.lines().filter(|l| !l.contains("nocase")).collect::<Vec<_>>().join("\n");
+        for (name, probe) in OPTIONAL {
+            if dba.batch_execute(probe).await.is_err() {
+                missing.push(*name);
+            } else if probe.contains("extension") {
+                extensions += &format!("{probe};");
+            }
+        }
     }
-    let chosen = |k: &&Kind| icu == 1 || !["citext", "hstore", "nocase"].contains(&k.name);
-    let kinds: Vec<&Kind> = KINDS.iter().filter(chosen).skip(part).step_by(3).collect();
-    let sql = types + &kinds.iter().map(|k| table(k)).collect::<String>();
+    let lines = TYPES.lines().filter(|l| !missing.iter().any(|name| l.contains(name)));
+    let mut sql = lines.collect::<Vec<_>>().join("\n");
+    let kinds: Vec<&Kind> =
+        KINDS.iter().skip(part).step_by(3).filter(|k| !missing.contains(&k.name)).collect();
+    sql.extend(kinds.iter().map(|k| table(k)));
     let schema = Schema {
-        extensions: if icu == 1 { EXTENSIONS } else { "" },
+        extensions: extensions.leak(),
         transactions: 60,
         bursts: 2,
         ..Schema::new("types", sql.leak())
