@@ -43,13 +43,17 @@ enum Part<'s> {
     Project(Box<Part<'s>>, Vec<Expr>),
     Evaluate(Box<Part<'s>>, Work),
     Union(Vec<Part<'s>>),
-    Join {
-        inside: Box<Part<'s>>,
-        keys: JoinColumns,
-        outside: RowArrangement<'s>,
-        first: bool,
-        residual: Option<Expr>,
-    },
+    Join(Box<Joined<'s>>),
+}
+
+/// A join of what goes round with what is outside.
+struct Joined<'s> {
+    inside: Part<'s>,
+    keys: JoinColumns,
+    outside: RowArrangement<'s>,
+    /// Whether the inside is the left side.
+    first: bool,
+    residual: Option<Expr>,
 }
 
 /// Renders a recursion; `id` is that of its reference in `step`, `distinct` the keys of UNION.
@@ -119,8 +123,8 @@ fn prepare<'s>(
                 false => (right, right_keys, left, left_keys),
             };
             let (outside, _) = side(context, outside, &outside_keys, failures)?;
-            let inside = Box::new(prepare(context, id, inside, failures)?);
-            Part::Join { inside, keys, outside, first, residual: residual.clone() }
+            let inside = prepare(context, id, inside, failures)?;
+            Part::Join(Box::new(Joined { inside, keys, outside, first, residual: residual.clone() }))
         }
         _ => return Err(Error::internal("a step of a recursion that is not linear")),
     })
@@ -197,8 +201,9 @@ impl<'n> Loop<'n> {
                 let first = all.next().unwrap_or_else(|| self.current.clone().filter(|_| false));
                 all.fold(first, |sum, next| sum.concat(next))
             }
-            Part::Join { inside, keys, outside, first, residual } => {
-                let rows = self.enter(*inside);
+            Part::Join(joined) => {
+                let Joined { inside, keys, outside, first, residual } = *joined;
+                let rows = self.enter(inside);
                 let test = keys.clone();
                 self.failures.push(rows.clone().flat_map(move |row| match join_key(&row, &test) {
                     Some(Err(error)) => Some(error),
