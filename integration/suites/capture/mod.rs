@@ -2,6 +2,7 @@
 
 mod blips;
 mod bounds;
+mod freshness;
 mod handover;
 mod triggers;
 pub mod world;
