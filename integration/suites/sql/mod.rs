@@ -129,7 +129,7 @@ pub async fn examine(server: &Server, schema: &Schema, cases: &[Case]) -> Report
     report
 }
 
-/// Cases that shall be maintained and are still recomputed, one name a line; `#` begins a comment.
+/// Cases that may be recomputed, one name a line; `#` begins a comment.
 fn is_pending(case: &Case) -> bool {
     let names = include_str!("pending.txt").lines().filter_map(|line| line.split('#').next());
     names.map(str::trim).any(|name| name == case.name)
