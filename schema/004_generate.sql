@@ -10,7 +10,8 @@
 -- Settings under which a query was created and under which it is evaluated for ever.
 create or replace function pgtrickle._query_settings() returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
-    select jsonb_build_object('TimeZone', current_setting('TimeZone'), 'lc_monetary', current_setting('lc_monetary'),
+    -- Values of money travel as text, from the WAL and between sessions: all of them print and read it in one locale.
+    select jsonb_build_object('TimeZone', current_setting('TimeZone'), 'lc_monetary', 'C',
         'lc_numeric', current_setting('lc_numeric'), 'lc_time', current_setting('lc_time'),
         'default_text_search_config', current_setting('default_text_search_config'),
         -- Texts are those of style ISO; the order of day and month tells how ambiguous ones are read.

@@ -19,6 +19,7 @@ pub const PINNED: &[(&str, &str)] = &[
     ("timezone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
     ("search_path", "pg_catalog,pg_temp"),
     ("statement_timeout", "0"),
