@@ -39,7 +39,10 @@ async fn one_row_is_seen_soon_in_either_way_of_capture() {
         let db = TestDatabase::create(server).await;
         db.install();
         let (app, reader) = (db.as_app().await, db.as_app().await);
-        app.batch_execute("create table t (id int primary key, v int)").await.unwrap();
+        // The test servers flush late by default, and what is not flushed is not decoded either.
+        app.batch_execute("set synchronous_commit = on; create table t (id int primary key, v int)")
+            .await
+            .unwrap();
         let written = measure_without(&app).await;
         println!(
             "PostgreSQL {}: without pgtrickle a commit takes {} (median/95 %)",
