@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pgtrickle::dataflow::{
-    Binding, Bindings, Command, Dataflow, DataflowOptions, EvaluationRequest, RowChange,
+    Binding, Bindings, Command, Dataflow, DataflowOptions, EvaluationRequest, Limits, RowChange,
 };
 use pgtrickle::plan::expr::{Comparison, Kernel, Order};
 use pgtrickle::plan::{Aggregate, AggregateFunction, Expr, GroupKey, JoinKey, JoinKind, Rel};
@@ -97,7 +97,8 @@ struct Engine {
 
 impl Engine {
     fn new(runtime: &Runtime, rel: &Rel) -> Engine {
-        let (flow, requests) = Dataflow::start(DataflowOptions { workers: 1 }).unwrap();
+        let (flow, requests) =
+            Dataflow::start(DataflowOptions { workers: 1, memory_limit: 1 << 40 }, None).unwrap();
         let bindings: Bindings = [
             (ORDERS, Binding { instance: 1, attributes: vec![1, 2, 3, 4] }),
             (CUSTOMERS, Binding { instance: 2, attributes: vec![1, 2, 3] }),
@@ -107,7 +108,8 @@ impl Engine {
         flow.send(Command::AddSource { instance: 2, identity: 1 }).unwrap();
         flow.send(Command::Load { instance: 1, rows: (1..=HELD).map(|i| order(i, 0)).collect() }).unwrap();
         flow.send(Command::Load { instance: 2, rows: (1..=KEYS).map(customer).collect() }).unwrap();
-        flow.send(Command::AddView { view: 1, rel: Arc::new(rel.clone()), bindings }).unwrap();
+        let limits = Limits { bytes: 1 << 40, pairs: 1 << 40 };
+        flow.send(Command::AddView { view: 1, rel: Arc::new(rel.clone()), bindings, limits }).unwrap();
         let mut engine = Engine { flow, _requests: requests, epoch: 0, turn: 0, next: 0 };
         runtime.block_on(engine.step(Vec::new()));
         engine

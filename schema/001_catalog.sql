@@ -17,14 +17,26 @@ create table if not exists pgtrickle.schema_files (
     applied_at timestamptz not null default now()
 );
 
--- Durable settings of this database. A value here is read at each use; there is no restart.
+-- Durable settings of this database. A value here is read at each use; there is no restart. A row that names a pipeline
+-- wins over the one of the database, whose `pipeline` is empty.
 create table if not exists pgtrickle.settings (
-    key text primary key,
-    value text
+    key text not null,
+    value text,
+    pipeline text not null default '',
+    primary key (key, pipeline)
 );
+do $$
+begin
+    if not exists (select from pg_attribute a where a.attrelid = 'pgtrickle.settings'::regclass and a.attname = 'pipeline') then
+        alter table pgtrickle.settings add column pipeline text not null default '';
+        alter table pgtrickle.settings drop constraint settings_pkey;
+        alter table pgtrickle.settings add primary key (key, pipeline);
+    end if;
+end $$;
 
 -- One slot, one publication, one dataflow. `frontier`: everything up to this LSN is contained in every ACTIVE
--- DIFFERENTIAL stream table; `data_timestamp`: the moment up to which that is known to be complete.
+-- DIFFERENTIAL stream table that is maintained continuously; `data_timestamp`: the moment up to which that is known to
+-- be complete. Stream tables with another schedule have a frontier and a moment of their own.
 create table if not exists pgtrickle.pgt_pipelines (
     pipeline text primary key check (pipeline ~ '^[a-z0-9_]{1,20}$'),
     install_id uuid not null default gen_random_uuid(),
@@ -42,6 +54,11 @@ create table if not exists pgtrickle.pgt_pipelines (
     started_at timestamptz,
     heartbeat_at timestamptz
 );
+
+-- `roles`: who may own stream tables of it (directly or as a member); null: whoever may use pgtrickle.
+alter table pgtrickle.pgt_pipelines
+    add column if not exists roles name[],
+    add column if not exists created_at timestamptz not null default now();
 
 insert into pgtrickle.pgt_pipelines (pipeline) values ('main') on conflict (pipeline) do nothing;
 
@@ -71,6 +88,8 @@ create table if not exists pgtrickle.pgt_stream_tables (
     data_timestamp timestamptz,
     frontier pg_lsn,
     last_refresh_at timestamptz,
+    -- When its schedule says that it is due again; null: continuous, manual, or not known yet.
+    next_refresh_at timestamptz,
     consecutive_errors int not null default 0,
     last_error_sqlstate text,
     last_error_message text,
@@ -82,6 +101,12 @@ create table if not exists pgtrickle.pgt_stream_tables (
     updated_at timestamptz not null default now(),
     unique (pgt_schema, pgt_name)
 );
+-- Came after 0.1.
+alter table pgtrickle.pgt_stream_tables add column if not exists next_refresh_at timestamptz;
+-- What failed with last_error_sqlstate: the statement that PostgreSQL ran (its beginning), else the defining query.
+alter table pgtrickle.pgt_stream_tables add column if not exists last_error_query text;
+-- The pipeline that it was moved from, until that one has let go of it: nobody else writes it before (see 021).
+alter table pgtrickle.pgt_stream_tables add column if not exists moving_from text;
 
 create table if not exists pgtrickle.pgt_dependencies (
     pgt_id bigint not null references pgtrickle.pgt_stream_tables on delete cascade,
@@ -132,6 +157,18 @@ create table if not exists pgtrickle.pgt_publication_members (
     writers text[] not null,
     server_start timestamptz not null default pg_postmaster_start_time()
 );
+
+-- Stream tables that are out of the dataflow for a while and whose rows somebody's open transaction holds, so that their
+-- status cannot say it. No foreign key: storing them must never wait for that transaction.
+create table if not exists pgtrickle.pgt_behind (
+    pgt_id bigint primary key,
+    pipeline text not null
+);
+
+-- Up to where a continuous one is complete: its pipeline goes on without it. Null for others, which have a row that says so.
+alter table pgtrickle.pgt_behind
+    add column if not exists frontier pg_lsn,
+    add column if not exists data_timestamp timestamptz;
 
 -- Makes pgt_refresh_history where it is missing: at the first installation, and after a restore without it. Definer's
 -- rights because the sidecar and users may not create tables here; its only effect is this table. Whoever may use the
@@ -186,6 +223,14 @@ create table if not exists pgtrickle.pgt_answers (
 
 create sequence if not exists pgtrickle.request_seq;
 
+-- Whether the caller is the installing role or the sidecar's, or has their rights.
+create or replace function pgtrickle._is_trusted() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select exists (select from pg_class c where c.oid = 'pgtrickle.pgt_stream_tables'::regclass and pg_has_role(c.relowner, 'USAGE'))
+        or exists (select from pg_roles r join pgtrickle.settings s on s.value = r.rolname
+                    where s.key = 'sidecar_role' and pg_has_role(r.oid, 'USAGE'))
+$$;
+
 -- A catalog row may only point at relations of its own owner: the sidecar reads sources with its own rights, so a
 -- row that names somebody else's view would hand out that view's rows.
 create or replace function pgtrickle._check_row() returns trigger
@@ -198,6 +243,44 @@ begin
     end if;
     -- The views of 008 parse the schedules of all owners: one that is none would fail for everybody.
     perform pgtrickle.parse_schedule(new.schedule);
+    if tg_op = 'INSERT' or new.pipeline is distinct from old.pipeline or new.owner is distinct from old.owner then
+        perform pgtrickle._check_pipeline(new.pipeline, new.owner);
+    end if;
+    -- Who may still write it is nobody's to say: a forged one would have another pipeline fenced off, a cleared one would
+    -- make two pipelines write. It is cleared by a sidecar, or under the lease of a pipeline that none serves.
+    if tg_op = 'INSERT' then
+        new.moving_from := null;
+    elsif new.moving_from is distinct from old.moving_from and new.pipeline is not distinct from old.pipeline
+          and not (new.moving_from is null
+                   and (pgtrickle._is_trusted() or pgtrickle._take_over(old.moving_from) is not null)) then
+        raise exception 'moving_from of a stream table is not for writing' using errcode = '42501',
+            hint = 'SELECT pgtrickle.move_stream_table(name, pipeline); moves it.';
+    end if;
+    -- Moved: the pipeline that writes it lets go of it first. What it holds is as fresh as that one is, and stays so until
+    -- the other one has taken it up.
+    if tg_op = 'UPDATE' and new.pipeline is distinct from old.pipeline then
+        new.moving_from := nullif(coalesce(old.moving_from, old.pipeline), new.pipeline);
+        new.config_version := greatest(new.config_version, old.config_version + 1);
+        if new.refresh_mode = 'DIFFERENTIAL' and new.status = 'ACTIVE' then
+            if old.status = 'ACTIVE' and pgtrickle._is_continuous(old.schedule) then
+                select p.frontier, greatest(old.data_timestamp, p.data_timestamp) into new.frontier, new.data_timestamp
+                  from pgtrickle.pgt_pipelines p where p.pipeline = old.pipeline;
+            end if;
+            new.status := 'INITIALIZING';
+        end if;
+        new.next_refresh_at := null;
+    end if;
+    -- Under another schedule another column says up to where it is complete: until the sidecar has followed, it is not
+    -- as fresh as either.
+    if tg_op = 'UPDATE' and new.schedule is distinct from old.schedule and new.status = 'ACTIVE'
+       and new.refresh_mode = 'DIFFERENTIAL' then
+        if old.status = 'ACTIVE' and pgtrickle._is_continuous(old.schedule) then
+            select p.frontier, greatest(old.data_timestamp, p.data_timestamp) into new.frontier, new.data_timestamp
+              from pgtrickle.pgt_pipelines p where p.pipeline = old.pipeline;
+        end if;
+        new.status := 'INITIALIZING';
+        new.next_refresh_at := null;
+    end if;
     select c.oid::regclass into bad
       from pg_class c join pg_roles r on r.oid = c.relowner
      where c.oid in (new.pgt_relid::oid, new.query_view::oid) and r.rolname <> new.owner
@@ -210,5 +293,5 @@ begin
 end $$;
 
 drop trigger if exists pgt_check_row on pgtrickle.pgt_stream_tables;
-create trigger pgt_check_row before insert or update of pgt_id, pgt_relid, query_view, owner, schedule
+create trigger pgt_check_row before insert or update of pgt_id, pgt_relid, query_view, owner, schedule, pipeline, moving_from
     on pgtrickle.pgt_stream_tables for each row execute function pgtrickle._check_row();

@@ -34,7 +34,8 @@ create or replace function pgtrickle._private_functions() returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select array['grant_usage', 'revoke_usage', 'set_sidecar_role', 'publication_sync', '_grant_rights',
                  '_renew_functions', '_create_capture', '_install_capture', '_forget_capture',
-                 'rebuild_cdc_triggers', 'detach', 'attach', 'acknowledge_recoveries']
+                 'rebuild_cdc_triggers', 'detach', 'attach', 'pause', 'unpause', '_paused', '_alert', '_alert_facts',
+                 'acknowledge_recoveries', 'create_pipeline', 'alter_pipeline', 'drop_pipeline']
 $$;
 
 -- Gives `role` what create_stream_table and its relatives need, and nothing on anyone's tables.
@@ -48,13 +49,14 @@ begin
     -- The rows of these tables have owners and are guarded by policies.
     for f in select c.oid::regclass as rel from pg_class c
               where c.relnamespace = 'pgtrickle'::regnamespace and c.relkind = 'r'
-                and c.relname in ('pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_snapshots') loop
+                and c.relname in ('pgt_stream_tables', 'pgt_dependencies', 'pgt_refresh_history', 'pgt_snapshots',
+                                  'pgt_schema_grants') loop
         execute format('grant select, insert, update, delete on %s to %I', f.rel, role);
     end loop;
     execute format('grant select on pgtrickle.pgt_pipelines, pgtrickle.settings, pgtrickle.schema_files, '
                    'pgtrickle.pgt_answers to %I', role);
     for f in select c.oid::regclass as rel from pg_class c where c.relnamespace = 'pgtrickle'::regnamespace
-                and c.relname in ('pgt_sources', 'pgt_recoveries') loop
+                and c.relname in ('pgt_sources', 'pgt_recoveries', 'pgt_operator_state', 'pgt_behind') loop
         execute format('grant select on %s to %I', f.rel, role);
     end loop;
     execute format('grant usage, select on sequence pgtrickle.request_seq to %I', role);
@@ -112,7 +114,8 @@ begin
     execute format('grant usage, select, update on all sequences in schema pgtrickle to %I', role);
     execute format('grant usage on schema pgtrickle_changes to %I', role);
     for f in select p.oid::regprocedure as sig from pg_proc p where p.pronamespace = 'pgtrickle'::regnamespace
-                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach') loop
+                and p.proname in ('publication_sync', '_install_capture', '_forget_capture', 'rebuild_cdc_triggers', 'detach', 'attach', 'pause', 'unpause',
+                                  '_paused', '_alert', '_alert_facts') loop
         execute format('grant execute on function %s to %I', f.sig, role);
     end loop;
     for f in select c.oid::regclass as sig from pg_class c
@@ -125,7 +128,7 @@ begin
         execute format('create policy pgt_sidecar on pgtrickle.%I to %I using (true) with check (true)', t, role);
     end loop;
     insert into pgtrickle.settings (key, value) values ('sidecar_role', role)
-        on conflict (key) do update set value = excluded.value;
+        on conflict (key, pipeline) do update set value = excluded.value;
     for s in select * from pgtrickle.pgt_stream_tables order by pgt_id loop
         begin
             perform pgtrickle._grant_sidecar(s.pgt_id);
@@ -136,6 +139,17 @@ begin
         end;
     end loop;
 end $$;
+
+-- USAGE on schemas that the sidecar's role was given for stream tables and did not have before: an uninstall takes it
+-- back. Only the schema's name counts from a row; whose grant it is, is who wrote it.
+create table if not exists pgtrickle.pgt_schema_grants (
+    schema_name name not null,
+    grantor name not null default current_user,
+    primary key (schema_name, grantor)
+);
+alter table pgtrickle.pgt_schema_grants enable row level security;
+drop policy if exists pgt_grantor on pgtrickle.pgt_schema_grants;
+create policy pgt_grantor on pgtrickle.pgt_schema_grants using (grantor = current_user) with check (grantor = current_user);
 
 -- Grants the objects of one stream table to the sidecar's role; run by the owner of the stream table.
 create or replace function pgtrickle._grant_sidecar(id bigint) returns void
@@ -148,6 +162,10 @@ begin
     select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
     if role is null or role = s.owner or s.pgt_relid is null then
         return;
+    end if;
+    if not exists (select from pg_namespace n cross join lateral aclexplode(n.nspacl) a join pg_roles r on r.oid = a.grantee
+                    where n.nspname = s.pgt_schema and r.rolname = role and a.privilege_type = 'USAGE') then
+        insert into pgtrickle.pgt_schema_grants (schema_name) values (s.pgt_schema) on conflict do nothing;
     end if;
     execute format('grant usage on schema %I to %I', s.pgt_schema, role);
     execute format('grant select on %s, %s to %I', s.pgt_relid, s.query_view, role);
@@ -225,5 +243,18 @@ begin
         execute format('alter publication %I add table only %s', publication, rel);
     end loop;
 end $$;
+
+-- Null, or why publication_sync cannot publish a table: PostgreSQL lets only its owner, members of it and superusers.
+-- What somebody has put into the pipeline's publication already needs nobody's right.
+create or replace function pgtrickle._publish_obstacle(source regclass, pipeline text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select format('the role %I, which installed pgtrickle, may not publish it', r.rolname)
+      from pg_proc f join pg_roles r on r.oid = f.proowner join pg_class c on c.oid = source
+     where f.oid = 'pgtrickle.publication_sync(text, regclass[])'::regprocedure and not r.rolsuper
+       and not pg_has_role(r.oid, c.relowner, 'USAGE')
+       and not exists (select from pg_publication_rel m join pg_publication p on p.oid = m.prpubid
+                         join pgtrickle.pgt_pipelines l on l.publication_name = p.pubname
+                        where m.prrelid = source and l.pipeline = $2)
+$$;
 
 revoke all on function pgtrickle.publication_sync(text, regclass[]) from public;

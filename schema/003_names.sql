@@ -3,24 +3,215 @@
 -- Rule: a function that needs the caller's search_path takes it as an argument, read by a one-line wrapper;
 -- everything else runs with search_path = pg_catalog, pg_temp.
 
--- Value of a setting, or `otherwise`.
-create or replace function pgtrickle._setting(name text, otherwise text) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select coalesce((select s.value from pgtrickle.settings s where s.key = name),
-                    nullif(current_setting('pg_trickle.' || name, true), ''), otherwise)
+-- Every setting of a database, once: `kind` is what a value must be, `fallback` what counts where nothing is set.
+-- docs/configuration.md has the same table (a test compares).
+create or replace function pgtrickle._known_settings()
+returns table (key text, kind text, fallback text, meaning text)
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    values
+    ('cdc_mode', 'auto|wal|trigger', 'auto', 'how changes are captured; the program''s option wins over it'),
+    ('slot_policy', 'alert|shed', 'alert', 'past the critical threshold: an alert alone, or the slot is given up and triggers capture'),
+    ('slot_lag_warning_threshold_mb', 'megabytes', '100', 'WAL retained by the slot that is worth a warning'),
+    ('slot_lag_critical_threshold_mb', 'megabytes', '1024', 'WAL retained by the slot at which `slot_policy` acts'),
+    ('slot_return_after', 'duration', '10 min', 'how long a slot that was given up is not made again'),
+    ('trust_slot_across_timelines', 'on|off', 'off', 'go on from a slot that was there before a promotion'),
+    ('buffer_limit_mb', 'megabytes', '1024', 'size of a source''s change buffer at which triggers stop to record; read at the start'),
+    ('capture_patience', 'duration', '1 day', 'time without a sign of the sidecar after which triggers stop to record; read at the start'),
+    ('analysis_timeout', 'duration', '10 s', 'how long `create_stream_table` waits for the sidecar''s analysis'),
+    ('refresh_timeout', 'duration', '30 s', 'how long `refresh_stream_table`, `wait_for` and their kin wait'),
+    ('row_security', 'refuse|warn', 'refuse', 'sources with row-level security: refused, or allowed with a warning; only the table counts'),
+    ('alert_after', 'duration', '0 s', 'how long a cause must be there before it is told; `0 s`: each has its own time'),
+    ('stale_after', 'duration', '5 min', 'age from which a stream table counts as stale'),
+    ('kept_changes_mb', 'megabytes', '256', 'changes that may wait in the sidecar''s memory for the schedules of their stream tables; read at the start'),
+    ('state_limit_mb', 'megabytes', '0', 'state that one stream table may hold in the sidecar''s memory; 0: half of its memory limit'),
+    ('join_limit_rows', 'rows', '1000000000', 'rows that the joins of one stream table may make in one step; 0: the default'),
+    ('hydrate_rate_mb', 'megabytes', '0', 'MB per second at which a source is read whole, all sources of the sidecar''s pipeline together; 0: as fast as it goes'),
+    ('sidecar_role', 'internal', null, 'set by `set_sidecar_role`'),
+    ('schema_version', 'internal', null, 'set by `pgtrickle init`')
 $$;
 
--- The same for a duration; a value that is no duration is an error that names the setting.
-create or replace function pgtrickle._setting_interval(name text, otherwise interval) returns interval
+-- Settings that are the same for all pipelines.
+create or replace function pgtrickle._is_of_database(name text) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select name = 'row_security' or exists (select from pgtrickle._known_settings() s where s.key = name and s.kind = 'internal')
+$$;
+
+-- Whether there is such a pipeline, and whether `owner` (null: anybody) may have stream tables in it. 22023, 42501.
+create or replace function pgtrickle._check_pipeline(name text, owner name default null) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-    v text := pgtrickle._setting(name, null);
+    allowed name[];
 begin
-    return coalesce(v::interval, otherwise);
-exception when invalid_datetime_format or datetime_field_overflow then
-    raise exception 'setting % = % is not a duration', name, quote_literal(v) using errcode = '22023',
-        hint = 'Set it to something like ''30 s'' in pgtrickle.settings.';
+    -- A restore brings rows that were right, in an order of its own.
+    if current_setting('application_name') = 'pg_restore'
+       or (current_setting('check_function_bodies') = 'off' and current_setting('row_security') = 'off') then
+        return;
+    end if;
+    select p.roles into allowed from pgtrickle.pgt_pipelines p where p.pipeline = name;
+    if not found then
+        raise exception 'pipeline % does not exist', coalesce(quote_literal(name), 'null') using errcode = '22023',
+            hint = 'SELECT pipeline FROM pgtrickle.pgt_pipelines lists them; pgtrickle.create_pipeline() makes one.';
+    elsif owner is not null and allowed is not null
+       and not exists (select from pg_roles o, pg_roles r where o.rolname = owner and r.rolname = any (allowed)
+                          and pg_has_role(o.oid, r.oid, 'USAGE')) then
+        raise exception 'role % may not have stream tables in pipeline %', quote_ident(owner), name using errcode = '42501',
+            hint = format('Whoever installed pgtrickle can allow it: SELECT pgtrickle.alter_pipeline(%L, roles => ...);', name);
+    end if;
 end $$;
+
+-- Whether a value is of its setting's kind; an error names both. Null stands for the default.
+create or replace function pgtrickle._check_setting(name text, v text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    wanted text := (select s.kind from pgtrickle._known_settings() s where s.key = name);
+begin
+    if wanted is null then
+        raise exception 'there is no setting %', quote_literal(name) using errcode = '42704',
+            hint = 'The settings are ' || (select string_agg(s.key, ', ' order by s.key) from pgtrickle._known_settings() s
+                                            where s.kind <> 'internal') || '.';
+    elsif v is null or wanted = 'duration' and v::interval >= interval '0' or wanted in ('megabytes', 'rows') and v::numeric >= 0
+          or wanted = 'internal' or v = any (string_to_array(wanted, '|')) then
+        return;
+    end if;
+    raise invalid_text_representation;
+exception when invalid_text_representation or invalid_datetime_format or datetime_field_overflow
+          or numeric_value_out_of_range then
+    raise exception 'setting % = % is not %', name, quote_literal(v), case wanted when 'duration' then 'a duration'
+            when 'megabytes' then 'a number of megabytes' when 'rows' then 'a number of rows' else 'one of ' || replace(wanted, '|', ', ') end
+        using errcode = '22023', hint = format('Set it to a value such as %L in pgtrickle.settings.',
+            case wanted when 'duration' then '30 s' when 'megabytes' then '512' when 'rows' then '1000000' else split_part(wanted, '|', 1) end);
+end $$;
+
+-- A value that can't be used is refused where it is written, not where it is read. A restore brings what there was.
+create or replace function pgtrickle._guard_settings() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if current_setting('application_name') <> 'pg_restore'
+       and not (current_setting('check_function_bodies') = 'off' and current_setting('row_security') = 'off') then
+        perform pgtrickle._check_setting(new.key, new.value);
+        if new.pipeline <> '' then
+            perform pgtrickle._check_pipeline(new.pipeline);
+            if pgtrickle._is_of_database(new.key) then
+                raise exception 'setting % is the same for all pipelines', new.key using errcode = '22023',
+                    hint = 'Leave the column pipeline out.';
+            end if;
+        end if;
+    end if;
+    return new;
+end $$;
+drop trigger if exists pgtrickle_guard on pgtrickle.settings;
+create trigger pgtrickle_guard before insert or update on pgtrickle.settings
+    for each row execute function pgtrickle._guard_settings();
+
+-- Value of a setting: the table's for the pipeline, else the table's for the database, else the database setting
+-- `pg_trickle.<name>`, else the default. A null pipeline: that of the database.
+create or replace function pgtrickle._setting(name text, pipe text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select coalesce((select s.value from pgtrickle.settings s where s.key = name and s.pipeline = pipe and pipe <> ''),
+                    (select s.value from pgtrickle.settings s where s.key = name and s.pipeline = ''),
+                    case when name <> 'row_security' then nullif(current_setting('pg_trickle.' || name, true), '') end,
+                    (select s.fallback from pgtrickle._known_settings() s where s.key = name))
+$$;
+
+create or replace function pgtrickle._setting(name text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select pgtrickle._setting(name, null)
+$$;
+
+-- Whether sources with row-level security are refused or warned about. Anybody can set a parameter of his session, so
+-- only the table counts.
+create or replace function pgtrickle._row_security() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select pgtrickle._setting('row_security')
+$$;
+
+-- What the text of values of these types stands on, and of what they are made of: labels of enums, attributes of composite
+-- types, names. Null where there are none; types of the server itself do not change.
+create or replace function pgtrickle._type_facts(types oid[]) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    with recursive below (oid) as (
+        select t from unnest(types) t
+        union
+        select x.oid from below b
+          join pg_type t on t.oid = b.oid
+          cross join lateral (
+              select t.typelem union all select t.typbasetype
+              union all select a.atttypid from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0
+              union all select g.rngsubtype from pg_range g where t.oid in (g.rngtypid, g.rngmultitypid)) x(oid)
+         where x.oid >= 16384)
+    select string_agg(concat_ws(' ', t.oid, t.typnamespace, t.typname,
+               (select string_agg(concat_ws(',', e.oid, e.enumlabel), ';' order by e.oid) from pg_enum e where e.enumtypid = t.oid),
+               (select string_agg(concat_ws(',', a.attnum, a.attname, a.atttypid, a.atttypmod), ';' order by a.attnum)
+                  from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped)), '|' order by t.oid)
+      from below b join pg_type t on t.oid = b.oid
+$$;
+
+-- A stream table holds what its owner may see, and whoever may read it sees all of that: policies of the sources do not
+-- reach its readers, as with a materialized view. Refused unless the setting says that this is known.
+create or replace function pgtrickle._check_row_security(view regclass, label text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    secured text := (select min(s.source_name) from pgtrickle._sources(view) s join pg_class c on c.oid = s.source
+                      where c.relrowsecurity);
+begin
+    if secured is null then
+        return;
+    elsif pgtrickle._row_security() = 'warn' then
+        raise warning 'readers of stream table % are not held to the row-level security of %', label, secured
+            using errcode = '01000', hint = 'Grant SELECT on it only to roles that may see all rows its owner sees.';
+        return;
+    end if;
+    raise exception '% has row-level security, to which readers of a stream table are not held', secured
+        using errcode = '42501',
+              hint = format('Such a stream table shows all rows its owner sees; to allow that: INSERT INTO '
+                            'pgtrickle.settings VALUES (%L, %L);', 'row_security', 'warn');
+end $$;
+
+-- The same for a duration; a value that is no duration is an error that names the setting.
+create or replace function pgtrickle._setting_interval(name text, pipe text) returns interval
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v text := pgtrickle._setting(name, pipe);
+begin
+    perform pgtrickle._check_setting(name, v);
+    return v::interval;
+end $$;
+
+create or replace function pgtrickle._setting_interval(name text) returns interval
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select pgtrickle._setting_interval(name, null)
+$$;
+
+-- The same for megabytes, as bytes.
+create or replace function pgtrickle._setting_mb(name text, pipe text) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v text := pgtrickle._setting(name, pipe);
+begin
+    perform pgtrickle._check_setting(name, v);
+    return v::numeric * 1048576;
+end $$;
+
+create or replace function pgtrickle._setting_mb(name text) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select pgtrickle._setting_mb(name, null)
+$$;
+
+-- What counts now, and from where: for the database, and (`pipeline` is set) where a pipeline has a value of its own.
+-- Values that the program's own options set are not seen here.
+create or replace view pgtrickle.pgt_settings as
+select k.key, pgtrickle._setting(k.key) as value,
+       case when s.value is not null then 'pgtrickle.settings'
+            when k.key <> 'row_security' and nullif(current_setting('pg_trickle.' || k.key, true), '') is not null
+            then 'pg_trickle.' || k.key
+            else 'default' end as source,
+       k.kind, k.fallback as default_value, k.meaning, null::text as pipeline
+  from pgtrickle._known_settings() k left join pgtrickle.settings s on s.key = k.key and s.pipeline = ''
+ where k.kind <> 'internal'
+union all
+select k.key, s.value, 'pgtrickle.settings', k.kind, k.fallback, k.meaning, s.pipeline
+  from pgtrickle._known_settings() k join pgtrickle.settings s on s.key = k.key and s.pipeline <> '' and s.value is not null
+ where k.kind <> 'internal';
 
 -- One cron field: lists of *, n, n-m, each with an optional /step, inside [low, high]; names of months and days.
 create or replace function pgtrickle._cron_field_ok(field text, low int, high int, names text[]) returns boolean
@@ -81,6 +272,9 @@ begin
         if seconds <= 0 then
             raise exception 'invalid schedule %: a duration must be longer than nothing', quote_literal(schedule)
                 using errcode = '22023', hint = 'Use ''calculated'' for continuous maintenance.';
+        elsif seconds > 10 * 366 * 86400::double precision then
+            raise exception 'invalid schedule %: a duration may be ten years at most', quote_literal(schedule)
+                using errcode = '22023', hint = 'Use ''manual'' for maintenance on request.';
         end if;
     else
         fields := regexp_split_to_array(s, '\s+');
@@ -103,6 +297,13 @@ begin
         end if;
     end if;
 end $$;
+
+-- Whether a stream table of this schedule is part of every apply, if it is incremental: then it is as fresh as its
+-- pipeline. Any other is as fresh as its own row says.
+create or replace function pgtrickle._is_continuous(schedule text) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select lower(btrim(coalesce(schedule, ''), E' \t\n\r')) in ('calculated', 'continuous', '')
+$$;
 
 -- AUTO, DIFFERENTIAL or FULL; 22023 otherwise.
 create or replace function pgtrickle._refresh_mode(mode text) returns text
@@ -238,8 +439,10 @@ $$;
 create or replace function pgtrickle._request(kind text, payload jsonb) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    id bigint := nextval('pgtrickle.request_seq');
+    -- Not to be guessed: whoever knew it could write a request of his own first, and so give the answer.
+    id bigint := ('x' || left(replace(gen_random_uuid()::text, '-', ''), 15))::bit(60)::bigint;
 begin
+    perform nextval('pgtrickle.request_seq');
     perform pg_logical_emit_message(false, 'pgtrickle',
         (jsonb_build_object('request', id, 'kind', kind, 'role', current_user) || payload)::text);
     return id;

@@ -329,16 +329,18 @@ create or replace function pgtrickle._create_evaluations(id bigint, evaluations 
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     e record;
+    f regprocedure;
     args text;
 begin
+    -- The result's type can't be replaced, and one with other parameters would stay beside the new one.
+    for f in select p.oid::regprocedure from pg_proc p
+              where p.pronamespace = 'pgtrickle_queries'::regnamespace and p.proname ~ format('^evaluate_%s_[0-9]+$', id) loop
+        execute format('drop function %s', f);
+    end loop;
     for e in select (v ->> 'inputs')::int as inputs, v ->> 'sql' as body, n - 1 as number,
                     case v ->> 'result' when 'record' then 'record' else 'text' end as result
                from jsonb_array_elements(evaluations) with ordinality x (v, n) loop
         args := array_to_string(array_fill('text[]'::text, array[greatest(e.inputs, 1)]), ', ');
-        -- The result's type can't be replaced.
-        if to_regprocedure(format('pgtrickle_queries.evaluate_%s_%s(%s)', id, e.number, args)) is not null then
-            execute format('drop function pgtrickle_queries.evaluate_%s_%s(%s)', id, e.number, args);
-        end if;
         execute format(E'create function pgtrickle_queries.evaluate_%s_%s(%s, out o bigint, out r %s) '
                        'returns setof record language sql volatile security definer\n%sas %L',
                        id, e.number, args, e.result, pgtrickle._pinned(settings), e.body);

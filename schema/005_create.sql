@@ -91,6 +91,27 @@ begin
       from pgtrickle._sources(view) s;
 end $$;
 
+-- Whether a request can reach the sidecar through the WAL, or never will.
+create or replace function pgtrickle._has_stream(pipe text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    return exists (select from pgtrickle.pgt_pipelines p left join pg_replication_slots r on r.slot_name = p.slot_name
+                    where p.pipeline = pipe and (p.delivery = 'poll' or r.confirmed_flush_lsn is not null));
+end $$;
+
+-- Waits while a sidecar makes its slot. That waits for every transaction that has written, so the caller must not have:
+-- then the query is analysed after its commit.
+create or replace function pgtrickle._await_stream(pipe text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    deadline timestamptz := clock_timestamp() + pgtrickle._setting_interval('analysis_timeout', pipe);
+begin
+    while pg_current_xact_id_if_assigned() is null and current_setting('transaction_isolation') = 'read committed'
+          and clock_timestamp() < deadline and pgtrickle.sidecar_alive(pipe) and not pgtrickle._has_stream(pipe) loop
+        perform pg_sleep(0.01);
+    end loop;
+end $$;
+
 -- Decides how the query is maintained. reason says why FULL; key is null for the row-id form. Undecided (no live
 -- sidecar, or it cannot see this transaction's objects): DIFFERENTIAL without a key, and the sidecar decides after
 -- the commit.
@@ -102,10 +123,12 @@ declare
     secured text;
     reply jsonb;
     note text;
-    wanted interval := pgtrickle._setting_interval('analysis_timeout', '10 s');
+    pipe text := (select s.pipeline from pgtrickle.pgt_stream_tables s where s.pgt_id = id);
+    wanted interval := pgtrickle._setting_interval('analysis_timeout', pipe);
 begin
     decided := false;
     evaluations := '[]';
+    perform pgtrickle._check_row_security(view, label);
     mode := case requested when 'FULL' then 'FULL' else 'DIFFERENTIAL' end;
     if requested = 'FULL' then
         reason := 'requested';
@@ -125,16 +148,18 @@ begin
             return;
         end if;
     end if;
-    -- In poll delivery a request of an open transaction can't reach the sidecar.
-    if not pgtrickle.sidecar_alive('main') or current_setting('transaction_isolation') <> 'read committed'
-       or (select p.delivery = 'poll' from pgtrickle.pgt_pipelines p where p.pipeline = 'main') then
+    -- In poll delivery a request of an open transaction can't reach the sidecar; and a slot that is still being made
+    -- waits for this very transaction.
+    if not pgtrickle.sidecar_alive(pipe) or current_setting('transaction_isolation') <> 'read committed'
+       or (select p.delivery = 'poll' from pgtrickle.pgt_pipelines p where p.pipeline = pipe)
+       or not pgtrickle._has_stream(pipe) then
         return;
     end if;
     reply := pgtrickle._answer(
-        pgtrickle._request('analyze', jsonb_build_object('pgt_id', id, 'name', label, 'mode', requested,
+        pgtrickle._request('analyze', jsonb_build_object('pipeline', pipe, 'pgt_id', id, 'name', label, 'mode', requested,
             -- With this function's search_path every name in it is qualified.
             'query', pg_get_viewdef(view))),
-        'main', wanted);
+        pipe, wanted);
     if reply is null then
         raise notice 'the sidecar did not analyse the query within %; it decides after the commit', wanted;
         return;
@@ -181,7 +206,7 @@ begin
     update pgtrickle.pgt_stream_tables t
        set is_populated = true, data_timestamp = started, last_refresh_at = clock_timestamp(), updated_at = now(),
            status = case when t.refresh_mode = 'FULL' then 'ACTIVE' else t.status end,
-           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null
+           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_query = null, last_error_at = null
      where t.pgt_id = id;
     insert into pgtrickle.pgt_refresh_history (pgt_id, pgt_name, data_timestamp, start_time, end_time, action, status,
         rows_inserted, rows_updated, rows_deleted, delta_row_count, reason, initiated_by)
@@ -210,8 +235,9 @@ begin
     end if;
 end $$;
 
+drop function if exists pgtrickle._create(text, text, text, text, boolean, text, text, text);
 create or replace function pgtrickle._create(name text, query text, schedule text, refresh_mode text,
-    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+    initialize boolean, cdc_mode text, user_writes text, pipe text, path text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     sch text;
@@ -228,6 +254,8 @@ begin
     end if;
     perform pgtrickle.parse_schedule(schedule);
     perform pgtrickle._check_options(lower(cdc_mode), lower(user_writes));
+    perform pgtrickle._check_pipeline(pipe, current_user);
+    perform pgtrickle._await_stream(pipe);
     select s.sch, s.rel into sch, rel from pgtrickle._split_name(name, true) s;
     if sch is null then
         perform set_config('search_path', path, true);
@@ -258,9 +286,9 @@ begin
     end if;
 
     insert into pgtrickle.pgt_stream_tables (pgt_schema, pgt_name, owner, original_query, query_settings, schedule,
-        requested_refresh_mode, user_writes, requested_cdc_mode)
+        requested_refresh_mode, user_writes, requested_cdc_mode, pipeline)
     values (sch, rel, current_user, query, pgtrickle._query_settings(), lower(btrim(coalesce(schedule, 'calculated'))),
-        requested, lower(coalesce(user_writes, 'refuse')), lower(cdc_mode))
+        requested, lower(coalesce(user_writes, 'refuse')), lower(cdc_mode), pipe)
     returning pgt_id into id;
     view := pgtrickle._create_view(pgtrickle._view_name(rel, id), query, path, false);
     select * into d from pgtrickle._decide(id, format('%I.%I', sch, rel), view, requested);
@@ -279,15 +307,17 @@ begin
 end $$;
 
 -- Creates stream table `name` for `query`. See docs: functions, create_stream_table.
+drop function if exists pgtrickle.create_stream_table(text, text, text, text, boolean, text, text);
 create or replace function pgtrickle.create_stream_table(name text, query text, schedule text default 'calculated',
     refresh_mode text default 'AUTO', initialize boolean default true, cdc_mode text default null,
-    user_writes text default 'refuse') returns void
+    user_writes text default 'refuse', pipeline text default 'main') returns void
 language sql volatile as $$
-    select pgtrickle._create($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+    select pgtrickle._create($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.current_setting('search_path'))
 $$;
 
+drop function if exists pgtrickle._create_if_not_exists(text, text, text, text, boolean, text, text, text);
 create or replace function pgtrickle._create_if_not_exists(name text, query text, schedule text, refresh_mode text,
-    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+    initialize boolean, cdc_mode text, user_writes text, pipe text, path text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     sch text := (select s.sch from pgtrickle._split_name(name, true) s);
@@ -302,14 +332,15 @@ begin
         raise notice 'stream table %.% already exists, skipping', quote_ident(sch), quote_ident(rel);
         return;
     end if;
-    perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes, path);
+    perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes, pipe, path);
 end $$;
 
+drop function if exists pgtrickle.create_stream_table_if_not_exists(text, text, text, text, boolean, text, text);
 create or replace function pgtrickle.create_stream_table_if_not_exists(name text, query text,
     schedule text default 'calculated', refresh_mode text default 'AUTO', initialize boolean default true,
-    cdc_mode text default null, user_writes text default 'refuse') returns void
+    cdc_mode text default null, user_writes text default 'refuse', pipeline text default 'main') returns void
 language sql volatile as $$
-    select pgtrickle._create_if_not_exists($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+    select pgtrickle._create_if_not_exists($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.current_setting('search_path'))
 $$;
 
 -- Stream tables that read `id`'s storage, nearest first.

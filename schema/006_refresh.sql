@@ -30,15 +30,18 @@ begin
     end if;
 end $$;
 
--- Whether everything up to `target` is in: the frontier has passed it, and no stream table that was taken out before
--- and is taken up again (as far as the caller may see them) still waits for its reconcile.
+-- Whether everything up to `target` is in: the frontier has passed it, and no stream table that was just created, or was
+-- taken out before and is taken up again (as far as the caller may see them), still waits for its reconcile.
 create or replace function pgtrickle._has_passed(target pg_lsn, pipe text) returns boolean
 language sql volatile set search_path = pg_catalog, pg_temp as $$
     select exists (select from pgtrickle.pgt_pipelines p where p.pipeline = pipe and p.frontier >= target
                      -- A frontier beyond the WAL was written in another history: the database was restored.
                      and (pg_is_in_recovery() or p.frontier <= pg_current_wal_insert_lsn()))
        and not exists (select from pgtrickle.pgt_stream_tables s
-                        where s.pipeline = pipe and s.status = 'INITIALIZING' and s.frontier is not null)
+                        where s.pipeline = pipe and s.status = 'INITIALIZING'
+                          and (s.frontier is not null
+                               or s.is_populated and s.refresh_mode = 'DIFFERENTIAL' and pgtrickle._is_continuous(s.schedule)))
+       and not exists (select from pgtrickle.pgt_behind b where b.pipeline = pipe)
 $$;
 
 -- Waits until the pipeline's frontier has passed `target`; false when the time is over.
@@ -65,18 +68,25 @@ begin
     end loop;
 end $$;
 
--- Waits until every ACTIVE DIFFERENTIAL stream table of the pipeline contains everything up to `lsn` (by default:
--- everything committed before the call). False when that takes longer than `timeout`.
+-- Waits until every ACTIVE DIFFERENTIAL stream table of the pipeline that is maintained continuously contains everything
+-- up to `lsn` (by default: everything committed before the call); one with another schedule needs
+-- refresh_stream_table. False when that takes longer than `timeout`.
+--
+-- pipeline: by default all that have stream tables. What a pipeline reads of another one's stream tables arrives only after
+-- that one has written it, so the pipelines upstream are waited for first, link by link.
 create or replace function pgtrickle.wait_for(lsn pg_lsn default null, timeout interval default '30 s',
-                                               pipeline text default 'main') returns boolean
+                                               pipeline text default null) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     target pg_lsn := lsn;
     obstacle text;
+    pipes text[];
+    pipe text;
+    deadline timestamptz;
+    links int;
 begin
-    if not exists (select from pgtrickle.pgt_pipelines p where p.pipeline = wait_for.pipeline) then
-        raise exception 'pipeline % does not exist', coalesce(quote_literal(pipeline), 'null') using errcode = '22023',
-            hint = 'SELECT pipeline FROM pgtrickle.pgt_pipelines lists them.';
+    if pipeline is not null then
+        perform pgtrickle._check_pipeline(pipeline);
     end if;
     if timeout is null or timeout < interval '0' then
         raise exception 'timeout must be a duration of zero or more' using errcode = '22023',
@@ -85,18 +95,30 @@ begin
     if target is null then
         target := case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end;
     end if;
-    if pgtrickle._has_passed(target, pipeline) then
-        return true;
-    end if;
-    obstacle := pgtrickle._cannot_wait();
-    if obstacle is not null then
-        raise exception 'cannot wait here: %', obstacle using errcode = '25001',
-            hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
-    end if;
-    if not pg_is_in_recovery() and pgtrickle.sidecar_alive(pipeline) then
-        perform pgtrickle._request('wait', jsonb_build_object('lsn', target::text));
-    end if;
-    return pgtrickle._wait_frontier(target, timeout, pipeline);
+    select u.pipelines, u.links into pipes, links from pgtrickle._upstream_pipelines(pipeline) u;
+    deadline := clock_timestamp() + timeout;
+    for link in 0 .. links loop
+        foreach pipe in array pipes loop
+            continue when pgtrickle._has_passed(target, pipe);
+            if obstacle is null then
+                obstacle := pgtrickle._cannot_wait();
+                if obstacle is not null then
+                    raise exception 'cannot wait here: %', obstacle using errcode = '25001',
+                        hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
+                end if;
+                obstacle := '';
+            end if;
+            if not pg_is_in_recovery() and pgtrickle.sidecar_alive(pipe) then
+                perform pgtrickle._request('wait', jsonb_build_object('pipeline', pipe, 'lsn', target::text));
+            end if;
+            if not pgtrickle._wait_frontier(target, deadline - clock_timestamp(), pipe) then
+                return false;
+            end if;
+        end loop;
+        -- What the first link has written is part of the WAL now.
+        target := case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end;
+    end loop;
+    return true;
 end $$;
 
 -- Takes the pipeline's lease for this transaction and raises its generation, so that a sidecar that comes back
@@ -133,18 +155,21 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
     label text;
-    timeout interval := pgtrickle._setting_interval('refresh_timeout', '30 s');
-    deadline timestamptz := clock_timestamp() + timeout;
+    timeout interval;
+    deadline timestamptz;
     target pg_lsn;
     obstacle text;
     reply jsonb;
     request bigint;
     generation bigint;
+    released boolean := false;
     next_check timestamptz := clock_timestamp() + interval '100 ms';
     pause double precision := 0.003;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    timeout := pgtrickle._setting_interval('refresh_timeout', s.pipeline);
+    deadline := clock_timestamp() + timeout;
     if pg_is_in_recovery() then
         raise exception 'cannot refresh stream tables on a read replica' using errcode = '22023',
             hint = 'Run it on the primary.';
@@ -161,7 +186,9 @@ begin
     end if;
     target := pg_current_wal_insert_lsn();
     loop
-        if not pgtrickle.sidecar_alive(s.pipeline) then
+        -- Moved just now: the pipeline that wrote it before may still do so.
+        released := released or pgtrickle._let_go(id);
+        if released and not pgtrickle.sidecar_alive(s.pipeline) then
             generation := pgtrickle._take_over(s.pipeline);
             exit when generation is not null;
         end if;
@@ -172,16 +199,23 @@ begin
                     hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
             end if;
             obstacle := '';
+            -- What it reads of stream tables of other pipelines has to be written first.
+            if s.refresh_mode = 'DIFFERENTIAL' and pgtrickle._wait_upstream(id, deadline) then
+                target := pg_current_wal_insert_lsn();
+            end if;
+            -- The sidecar looks who holds this lock when the number of requests has risen: it is visible at once, also
+            -- where changes are polled.
+            perform pg_advisory_xact_lock_shared(1346852940, (id & 2147483647)::int);
         end if;
         -- Without the stream the sidecar can't be told which one; PostgreSQL recomputes it here and now.
-        if s.refresh_mode = 'FULL' and pgtrickle.sidecar_alive(s.pipeline)
+        if s.refresh_mode = 'FULL' and released and pgtrickle.sidecar_alive(s.pipeline)
            and (select p.delivery = 'poll' from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline) then
             perform pg_advisory_xact_lock(hashtextextended('pgtrickle recompute ' || id, 0));
             perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'asked for');
             return;
         end if;
-        if request is null and pgtrickle.sidecar_alive(s.pipeline) then
-            request := pgtrickle._request('refresh', jsonb_build_object('pgt_id', id));
+        if request is null and released and pgtrickle.sidecar_alive(s.pipeline) then
+            request := pgtrickle._request('refresh', jsonb_build_object('pipeline', s.pipeline, 'pgt_id', id));
         end if;
         select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;
         if not found or s.status in ('SUSPENDED', 'ERROR') then
@@ -190,9 +224,14 @@ begin
                 using errcode = coalesce(s.last_error_sqlstate, '55000'),
                       hint = 'SELECT * FROM pgtrickle.get_refresh_history(''' || label || ''');';
         end if;
-        if s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then
-            if exists (select from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline and p.frontier >= target
-                          and p.frontier <= pg_current_wal_insert_lsn()) then
+        if s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE'
+           and not exists (select from pgtrickle.pgt_behind b where b.pgt_id = id) then
+            -- What has a schedule is complete up to a frontier of its own.
+            if exists (select from pgtrickle.pgt_pipelines p
+                        cross join lateral (select case when pgtrickle._is_continuous(s.schedule) then p.frontier
+                                                        else s.frontier end as frontier) f
+                        where p.pipeline = s.pipeline and f.frontier >= target
+                          and f.frontier <= pg_current_wal_insert_lsn()) then
                 return;
             end if;
         end if;
@@ -220,6 +259,7 @@ begin
         perform pgtrickle._follow_rename(id);
         perform pgtrickle._create_functions(id);
     end if;
+    perform pgtrickle._check_row_security(s.query_view, label);
     perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'no sidecar is running: recomputed by difference');
     raise warning 'stream table % was recomputed; no sidecar is running, so later changes are not captured', label
         using errcode = '01000', hint = 'Start the sidecar: pgtrickle run.';
@@ -279,7 +319,8 @@ begin
         -- What it holds is as fresh as its pipeline is now, and stays so.
         update pgtrickle.pgt_stream_tables t
            set status = 'SUSPENDED', config_version = t.config_version + 1, updated_at = now(),
-               data_timestamp = case when s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then greatest(t.data_timestamp,
+               data_timestamp = case when s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE'
+                                          and pgtrickle._is_continuous(s.schedule) then greatest(t.data_timestamp,
                    (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline))
                    else t.data_timestamp end
          where t.pgt_id = id;
@@ -302,7 +343,7 @@ begin
     perform pgtrickle._create_functions(id);
     update pgtrickle.pgt_stream_tables t
        set status = case when t.refresh_mode = 'FULL' and t.is_populated then 'ACTIVE' else 'INITIALIZING' end,
-           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null,
+           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_query = null, last_error_at = null,
            config_version = t.config_version + 1, updated_at = now()
      where t.pgt_id = id;
 end $$;

@@ -169,8 +169,9 @@ begin
     perform pgtrickle._recompute(id, 'REINITIALIZE', 'MANUAL', 'the query was changed');
 end $$;
 
+drop function if exists pgtrickle._alter(bigint, text, text, text, text, text, text, text);
 create or replace function pgtrickle._alter(id bigint, query text, schedule text, refresh_mode text, status text,
-    cdc_mode text, user_writes text, path text) returns void
+    cdc_mode text, user_writes text, pipe text, path text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
@@ -193,6 +194,9 @@ begin
             hint = format('Clean up with SELECT pgtrickle.drop_stream_table(%L); and create it again.', label);
     end if;
     perform pgtrickle._follow_rename(id);
+    if pipe is not null then
+        perform pgtrickle._move(id, pipe, false);
+    end if;
     requested := case when refresh_mode is null then s.requested_refresh_mode else pgtrickle._refresh_mode(refresh_mode) end;
     update pgtrickle.pgt_stream_tables t
        set schedule = coalesce(lower(btrim(_alter.schedule)), t.schedule),
@@ -225,16 +229,18 @@ begin
 end $$;
 
 -- Changes what is given; null leaves a property as it is.
+drop function if exists pgtrickle.alter_stream_table(text, text, text, text, text, text, text);
 create or replace function pgtrickle.alter_stream_table(name text, query text default null, schedule text default null,
     refresh_mode text default null, status text default null, cdc_mode text default null,
-    user_writes text default null) returns void
+    user_writes text default null, pipeline text default null) returns void
 language sql volatile as $$
     select pgtrickle._alter(pgtrickle._find($1, pg_catalog.current_setting('search_path'), true),
-                            $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+                            $2, $3, $4, $5, $6, $7, $8, pg_catalog.current_setting('search_path'))
 $$;
 
+drop function if exists pgtrickle._create_or_replace(text, text, text, text, boolean, text, text, text);
 create or replace function pgtrickle._create_or_replace(name text, query text, schedule text, refresh_mode text,
-    initialize boolean, cdc_mode text, user_writes text, path text) returns void
+    initialize boolean, cdc_mode text, user_writes text, pipe text, path text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     id bigint := pgtrickle._find(name, path, true, true);
@@ -253,7 +259,8 @@ begin
         end if;
     end if;
     if id is null then
-        perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes, path);
+        perform pgtrickle._create(name, query, schedule, refresh_mode, initialize, cdc_mode, user_writes,
+                                  coalesce(pipe, 'main'), path);
         return;
     end if;
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
@@ -263,17 +270,19 @@ begin
     if same and lower(btrim(coalesce(schedule, 'calculated'))) = s.schedule
        and pgtrickle._refresh_mode(refresh_mode) = s.requested_refresh_mode
        and lower(coalesce(user_writes, 'refuse')) = s.user_writes
-       and (cdc_mode is null or lower(cdc_mode) = s.requested_cdc_mode) then
+       and (cdc_mode is null or lower(cdc_mode) = s.requested_cdc_mode)
+       and (pipe is null or pipe = s.pipeline) then
         return;
     end if;
     perform pgtrickle._alter(id, case when not same then query end, coalesce(schedule, 'calculated'),
-                             coalesce(refresh_mode, 'AUTO'), null, cdc_mode, coalesce(user_writes, 'refuse'), path);
+                             coalesce(refresh_mode, 'AUTO'), null, cdc_mode, coalesce(user_writes, 'refuse'), pipe, path);
 end $$;
 
 -- Creates the stream table, or changes the existing one to this definition; nothing happens when it is the same.
+drop function if exists pgtrickle.create_or_replace_stream_table(text, text, text, text, boolean, text, text);
 create or replace function pgtrickle.create_or_replace_stream_table(name text, query text,
     schedule text default 'calculated', refresh_mode text default 'AUTO', initialize boolean default true,
-    cdc_mode text default null, user_writes text default 'refuse') returns void
+    cdc_mode text default null, user_writes text default 'refuse', pipeline text default null) returns void
 language sql volatile as $$
-    select pgtrickle._create_or_replace($1, $2, $3, $4, $5, $6, $7, pg_catalog.current_setting('search_path'))
+    select pgtrickle._create_or_replace($1, $2, $3, $4, $5, $6, $7, $8, pg_catalog.current_setting('search_path'))
 $$;

@@ -2,18 +2,24 @@
 -- visible to every granted role; queries, messages (they may quote rows) and column names only to owners.
 
 create or replace view pgtrickle.stream_tables_info as
+-- Looked up once for each pipeline, not for each of a thousand stream tables.
+with served as materialized (
+    select pipeline, pgtrickle.sidecar_alive(pipeline) as alive, pgtrickle._setting_interval('stale_after', pipeline) as stale_after
+      from pgtrickle.pgt_pipelines)
 select s.pgt_id, n.pgt_schema, n.pgt_name, n.relid as pgt_relid, s.owner, s.pipeline,
        case when n.mine then s.defining_query end as defining_query,
        case when n.mine then s.original_query end as original_query,
        s.query_view, s.schedule, s.requested_refresh_mode, s.refresh_mode,
        case when n.mine then s.refresh_reason end as refresh_reason,
        case when n.relid is null then 'ERROR'
-            when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL' and not pgtrickle.sidecar_alive(s.pipeline)
-                then 'OFFLINE'
+            when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL' and not v.alive then 'OFFLINE'
+            when s.status = 'ACTIVE' and b.pgt_id is not null then 'INITIALIZING'
             else s.status end as status,
        s.is_populated,
        case when n.mine then s.key_columns end as key_columns,
-       t.data_timestamp, coalesce(p.frontier, s.frontier) as frontier, s.last_refresh_at, s.consecutive_errors,
+       t.data_timestamp, coalesce(p.frontier, b.frontier, s.frontier) as frontier,
+       -- When it was last brought up to date: a continuous one with every commit.
+       greatest(s.last_refresh_at, p.data_timestamp, b.data_timestamp) as last_refresh_at, s.consecutive_errors,
        case when n.relid is null then '42P01' else s.last_error_sqlstate end as last_error_sqlstate,
        case when n.relid is null then 'the table was dropped; SELECT pgtrickle.drop_stream_table('
                 || quote_literal(format('%I.%I', n.pgt_schema, n.pgt_name)) || '); cleans up'
@@ -21,15 +27,24 @@ select s.pgt_id, n.pgt_schema, n.pgt_name, n.relid as pgt_relid, s.owner, s.pipe
        s.last_error_at, s.config_version, s.user_writes, s.requested_cdc_mode, s.created_at, s.updated_at,
        clock_timestamp() - t.data_timestamp as staleness,
        case d.kind when 'DURATION' then clock_timestamp() - t.data_timestamp > make_interval(secs => d.seconds * 2 + 1)
-                   when 'CALCULATED' then clock_timestamp() - t.data_timestamp
-                       > pgtrickle._setting_interval('stale_after', '5 min')
+                   when 'CALCULATED' then clock_timestamp() - t.data_timestamp > v.stale_after
+                   when 'CRON' then clock_timestamp() > s.next_refresh_at + interval '1 min'
                    when 'MANUAL' then false end as stale,
        -- What stable expressions of the query are computed under, for ever.
-       case when n.mine then s.query_settings end as query_settings
+       case when n.mine then s.query_settings end as query_settings,
+       -- When its schedule says that it is due; null: continuous, manual, or out of maintenance.
+       case when s.status in ('ACTIVE', 'INITIALIZING') then s.next_refresh_at end as next_refresh_at,
+       -- The pipeline that has still to let go of it.
+       s.moving_from,
+       case when n.mine then s.last_error_query end as last_error_query
   from pgtrickle.pgt_stream_tables s
   join pgtrickle.stream_table_names n on n.pgt_id = s.pgt_id
+  join served v on v.pipeline = s.pipeline
+  -- Out of the dataflow: the pipeline's frontier is not its own.
+  left join pgtrickle.pgt_behind b on b.pgt_id = s.pgt_id
   left join pgtrickle.pgt_pipelines p on p.pipeline = s.pipeline and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
-  cross join lateral (select greatest(s.data_timestamp, p.data_timestamp) as data_timestamp) t
+       and pgtrickle._is_continuous(s.schedule) and b.pgt_id is null
+  cross join lateral (select greatest(s.data_timestamp, p.data_timestamp, b.data_timestamp) as data_timestamp) t
   cross join lateral pgtrickle.parse_schedule(s.schedule) d;
 
 create or replace view pgtrickle.refresh_history_info as
@@ -41,12 +56,23 @@ select h.refresh_id, h.pgt_id, h.pgt_name, h.data_timestamp, h.start_time, h.end
   join pgtrickle.stream_table_names n on n.pgt_id = h.pgt_id;
 
 -- One row per stream table. OFFLINE: incremental and up to date as of data_timestamp, but no sidecar is running.
+do $$ begin
+    -- Columns came after 0.1, which only a new function can have.
+    if pg_get_function_result(to_regprocedure('pgtrickle.pgt_status()')) not like '%last_error_query%' then
+        drop function pgtrickle.pgt_status();
+    end if;
+exception when dependent_objects_still_exist then
+    raise exception 'pgtrickle.pgt_status() has new columns, and something depends on it' using errcode = '2BP01',
+        detail = sqlerrm, hint = 'Drop the views that read pgtrickle.pgt_status(), and create them again afterwards.';
+end $$;
 create or replace function pgtrickle.pgt_status()
 returns table (name text, status text, refresh_mode text, is_populated boolean, consecutive_errors int, schedule text,
-               data_timestamp timestamptz, staleness interval, scc_id int, refresh_reason text, last_error_message text)
+               data_timestamp timestamptz, staleness interval, scc_id int, refresh_reason text, last_error_message text,
+               last_error_sqlstate text, last_error_query text)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
     select i.pgt_schema || '.' || i.pgt_name, i.status, i.refresh_mode, i.is_populated, i.consecutive_errors, i.schedule,
-           i.data_timestamp, i.staleness, null::int, i.refresh_reason, i.last_error_message
+           i.data_timestamp, i.staleness, null::int, i.refresh_reason, i.last_error_message,
+           i.last_error_sqlstate, i.last_error_query
       from pgtrickle.stream_tables_info i order by i.pgt_schema, i.pgt_name
 $$;
 

@@ -258,8 +258,9 @@ begin
         return 'only plain tables are captured by triggers';
     elsif pg_has_role(current_user, holder, 'USAGE') then
         return null;
-    elsif exists (select from pg_proc p where p.proname = format('attach_%s', id) and p.proowner = holder
-                     and p.pronamespace = 'pgtrickle_queries'::regnamespace and p.prosecdef) then
+    elsif exists (select from pg_proc p
+                   where p.oid = to_regprocedure(format('pgtrickle_queries.attach_%s(text, bigint, boolean)', id))
+                     and p.proowner = holder and p.prosecdef) then
         return null;
     end if;
     return format('%s belongs to %I, and triggers need its owner', s.source_name, pg_get_userbyid(holder));
@@ -280,7 +281,8 @@ begin
     end if;
     if obstacle is not null then
         raise exception 'changes of % cannot be captured by triggers: %', s.source_name, obstacle using errcode = '42501',
-            hint = format('Let its owner run: SELECT pgtrickle.attach_source(%L);', s.source_name);
+            hint = format('Let its owner run: SELECT pgtrickle.attach_source(%L%s);', s.source_name,
+                          case when s.pipeline <> 'main' then format(', %L', s.pipeline) else '' end);
     end if;
     if mode <> 'off' then
         perform pgtrickle._create_capture(id);
@@ -290,7 +292,11 @@ begin
     if pg_has_role(current_user, (select c.relowner from pg_class c where c.oid = s.source), 'USAGE') then
         perform pgtrickle._set_triggers(id, s.source, mode, next_epoch, per_row);
     else
-        execute format('select pgtrickle_queries.attach_%s($1, $2, $3)', id) using mode, next_epoch, per_row;
+        -- Asked in the statement that calls it: exchanged for one that runs as its caller, it is not called.
+        execute format('select case when (select p.prosecdef and p.proowner = c.relowner from pg_proc p, pg_class c '
+                       'where p.oid = to_regprocedure(%2$L) and c.oid = $4) then pgtrickle_queries.attach_%1$s($1, $2, $3) end',
+                       id, format('pgtrickle_queries.attach_%s(text, bigint, boolean)', id))
+            using mode, next_epoch, per_row, s.source;
     end if;
     update pgtrickle.pgt_sources t set trigger_epoch = next_epoch where t.source_id = id;
 end $$;
@@ -305,10 +311,12 @@ end $$;
 
 -- Run once by the owner of a source: lets pgtrickle capture its changes by triggers when the WAL cannot be had (a
 -- restore without slots, no logical replication, no replica identity). detach_source takes it back.
-create or replace function pgtrickle.attach_source(source regclass, pipeline text default 'main') returns void
+-- pipeline: null means all that there are.
+create or replace function pgtrickle.attach_source(source regclass, pipeline text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     id bigint;
+    pipe text;
     holder name;
     role text := (select s.value from pgtrickle.settings s where s.key = 'sidecar_role');
 begin
@@ -317,32 +325,44 @@ begin
         raise exception '% is not a plain table', source using errcode = '42809',
             hint = 'Only plain tables can be captured by triggers.';
     end if;
+    if pipeline is not null then
+        perform pgtrickle._check_pipeline(pipeline);
+    end if;
     if not pg_has_role(holder, 'USAGE') then
         raise exception 'must be owner of table %', source using errcode = '42501',
             hint = format('Let %I run it.', holder);
     end if;
-    id := (pgtrickle._source_ids(pipeline, array[source]))[1];
-    execute format(E'create or replace function pgtrickle_queries.attach_%s(mode text, epoch bigint, per_row boolean) '
-        'returns void language sql security definer set search_path = pg_catalog, pg_temp as %L', id,
-        format('select pgtrickle._set_triggers(%s, %L::regclass, $1, $2, $3)', id, source::text));
-    execute format('revoke all on function pgtrickle_queries.attach_%s(text, bigint, boolean) from public', id);
-    execute format('alter function pgtrickle_queries.attach_%s(text, bigint, boolean) owner to %I', id, holder);
-    if role is not null then
-        execute format('grant execute on function pgtrickle_queries.attach_%s(text, bigint, boolean) to %I', id, role);
-    end if;
-    -- The installing role calls it from _install_capture.
-    execute format('grant execute on function pgtrickle_queries.attach_%s(text, bigint, boolean) to %I', id,
-        (select pg_get_userbyid(p.proowner) from pg_proc p
-          where p.oid = 'pgtrickle._install_capture(bigint, text, boolean)'::regprocedure));
+    for pipe in select p.pipeline from pgtrickle.pgt_pipelines p where p.pipeline = coalesce(attach_source.pipeline, p.pipeline) loop
+        id := (pgtrickle._source_ids(pipe, array[source]))[1];
+        execute format(E'create or replace function pgtrickle_queries.attach_%s(mode text, epoch bigint, per_row boolean) '
+            'returns void language sql security definer set search_path = pg_catalog, pg_temp as %L', id,
+            format('select pgtrickle._set_triggers(%s, %L::regclass, $1, $2, $3)', id, source::text));
+        execute format('revoke all on function pgtrickle_queries.attach_%s(text, bigint, boolean) from public', id);
+        execute format('alter function pgtrickle_queries.attach_%s(text, bigint, boolean) owner to %I', id, holder);
+        if role is not null then
+            execute format('grant execute on function pgtrickle_queries.attach_%s(text, bigint, boolean) to %I', id, role);
+        end if;
+        -- The installing role calls it from _install_capture.
+        execute format('grant execute on function pgtrickle_queries.attach_%s(text, bigint, boolean) to %I', id,
+            (select pg_get_userbyid(p.proowner) from pg_proc p
+              where p.oid = 'pgtrickle._install_capture(bigint, text, boolean)'::regprocedure));
+    end loop;
 end $$;
 
-create or replace function pgtrickle.detach_source(source regclass, pipeline text default 'main') returns void
+create or replace function pgtrickle.detach_source(source regclass, pipeline text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    id bigint := (pgtrickle._source_ids(pipeline, array[source]))[1];
+    id bigint;
+    pipe text;
 begin
-    perform pgtrickle._set_triggers(id, source, 'off', 0, false);
-    execute format('drop function if exists pgtrickle_queries.attach_%s(text, bigint, boolean)', id);
+    if pipeline is not null then
+        perform pgtrickle._check_pipeline(pipeline);
+    end if;
+    for pipe in select p.pipeline from pgtrickle.pgt_pipelines p where p.pipeline = coalesce(detach_source.pipeline, p.pipeline) loop
+        id := (pgtrickle._source_ids(pipe, array[source]))[1];
+        perform pgtrickle._set_triggers(id, source, 'off', 0, false);
+        execute format('drop function if exists pgtrickle_queries.attach_%s(text, bigint, boolean)', id);
+    end loop;
 end $$;
 
 -- The state of a source's triggers: null when they capture everything, else what is wrong (the seal is broken).

@@ -40,21 +40,39 @@ begin
             raise warning 'pgtrickle: %: %; %', one, cause, action;
         end if;
     end loop;
+    -- Once per incident, however many sources it has; taken back by _complete_recoveries.
+    if cardinality(noted) > 0 then
+        perform pg_notify('pg_trickle_alert', jsonb_build_object('event', 'reinitialize_needed', 'status', 'firing',
+            'cause', 'recovery', 'severity', 'warning', 'pipeline', pipe, 'database', current_database(),
+            'diagnosis', diagnosis, 'sources', cardinality(noted), 'since', clock_timestamp(),
+            'message', cause || '; ' || action, 'runbook', 'docs/runbook.md#' || lower(diagnosis))::text);
+    end if;
     return noted;
 end $$;
 
 -- The drift that a reconcile repaired, on the recoveries of the sources that a stream table reads.
 create or replace function pgtrickle._complete_recoveries(pipe text) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
+    with done as (
     update pgtrickle.pgt_recoveries r set completed_at = clock_timestamp(),
            rows_inserted = d.inserted, rows_updated = d.updated, rows_deleted = d.deleted
       from (select q.recovery_id, coalesce(sum(h.rows_inserted), 0) as inserted,
                    coalesce(sum(h.rows_updated), 0) as updated, coalesce(sum(h.rows_deleted), 0) as deleted
               from pgtrickle.pgt_recoveries q
               join pgtrickle.pgt_dependencies p on p.source_name = q.source_name
+              join pgtrickle.pgt_stream_tables s on s.pgt_id = p.pgt_id and s.pipeline = pipe
               join pgtrickle.pgt_refresh_history h on h.pgt_id = p.pgt_id and h.action = 'REINITIALIZE'
                and h.status = 'COMPLETED' and h.start_time >= q.detected_at
              where q.pipeline = pipe and q.completed_at is null
              group by q.recovery_id) d
      where r.recovery_id = d.recovery_id
+    returning r.*)
+    select pg_notify('pg_trickle_alert', jsonb_build_object('event', 'recovery_resolved', 'status', 'resolved',
+            'cause', 'recovery', 'severity', 'warning', 'pipeline', pipe, 'database', current_database(),
+            'diagnosis', g.diagnosis, 'sources', g.sources, 'since', g.since,
+            'message', format('repaired: %s rows inserted, %s updated, %s deleted', g.inserted, g.updated, g.deleted),
+            'runbook', 'docs/runbook.md#' || lower(g.diagnosis))::text)
+      from (select t.diagnosis, count(*) as sources, min(t.detected_at) as since, max(t.rows_inserted) as inserted,
+                   max(t.rows_updated) as updated, max(t.rows_deleted) as deleted
+              from done t group by t.diagnosis, t.identity_key) g
 $$;

@@ -224,6 +224,7 @@ begin
                   join pgtrickle.pgt_pipelines q on q.pipeline = s.pipeline
                   left join pgtrickle.pgt_pipelines p on p.pipeline = s.pipeline
                        and s.status = ''ACTIVE'' and s.refresh_mode = ''DIFFERENTIAL''
+                       and pgtrickle._is_continuous(s.schedule)
                  where s.pgt_id = %4$s),
              r%1$s as (insert into %3$s select %5$s from only %6$s t)',
             i, marks[i], made[i], s.pgt_id, pgtrickle._column_list(s.query_view, 't.'), s.pgt_relid);

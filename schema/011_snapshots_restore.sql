@@ -27,7 +27,8 @@ end $$;
 create or replace function pgtrickle._await_release(id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    deadline timestamptz := clock_timestamp() + pgtrickle._setting_interval('refresh_timeout', '30 s');
+    deadline timestamptz := clock_timestamp() + pgtrickle._setting_interval('refresh_timeout',
+        (select t.pipeline from pgtrickle.pgt_stream_tables t where t.pgt_id = id));
     s pgtrickle.pgt_stream_tables;
 begin
     loop
@@ -142,6 +143,7 @@ begin
 
     -- Other writers. A sidecar that lives finds the new config_version and reconciles; what it has under way fails or is
     -- overwritten by that reconcile. One that comes back finds a new generation.
+    perform pgtrickle._await_let_go(id);
     live := pgtrickle.sidecar_alive(s.pipeline);
     if not live then
         live := pgtrickle._take_over(s.pipeline) is null;
@@ -164,7 +166,7 @@ begin
                          when t.refresh_mode = 'FULL' then 'ACTIVE' else 'INITIALIZING' end,
            -- Suspended it stays let go of.
            released_version = t.config_version + 1,
-           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_at = null
+           consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_query = null, last_error_at = null
      where t.pgt_id = id returning * into s;
     if to_regclass('pgtrickle.pgt_refresh_history') is null then
         perform pgtrickle._make_history();

@@ -22,7 +22,8 @@ begin
     execute format(
         'select coalesce(sum(d.n) filter (where d.n > 0), 0), coalesce(-sum(d.n) filter (where d.n < 0), 0),
                 array_agg(md5(d.img)::uuid order by d.img), array_agg(d.n::bigint order by d.img),
-                (select p.frontier from pgtrickle.pgt_pipelines p where p.pipeline = %1$L),
+                (select case when pgtrickle._is_continuous(x.schedule) then p.frontier else x.frontier end
+                   from pgtrickle.pgt_pipelines p join pgtrickle.pgt_stream_tables x on x.pipeline = p.pipeline where x.pgt_id = %6$s),
                 (select p.generation from pgtrickle.pgt_pipelines p where p.pipeline = %1$L),
                 case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
            from (select u.img, sum(u.n) as n
@@ -30,7 +31,7 @@ begin
                          union all select row(%4$s)::text collate "C", -1 from only %5$s t) u
                   group by u.img having sum(u.n) <> 0) d',
         s.pipeline, pgtrickle._column_list(s.query_view, 'q.'), s.query_view,
-        pgtrickle._column_list(s.query_view, 't.'), s.pgt_relid)
+        pgtrickle._column_list(s.query_view, 't.'), s.pgt_relid, s.pgt_id)
       into missing, surplus, hashes, counts, frontier, generation, seen_until;
 end $$;
 
@@ -71,7 +72,7 @@ declare
     c record;
     hashes uuid[];
     counts bigint[];
-    timeout interval := pgtrickle._setting_interval('refresh_timeout', '30 s');
+    timeout interval;
     began timestamptz;
     followed boolean;
     obstacle text;
@@ -79,6 +80,7 @@ declare
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     stream_table := format('%I.%I', s.pgt_schema, s.pgt_name);
+    timeout := pgtrickle._setting_interval('refresh_timeout', s.pipeline);
     if not exists (select from pg_class r where r.oid = s.pgt_relid)
        or not exists (select from pg_class r where r.oid = s.query_view) then
         raise exception 'the table of stream table % was dropped', stream_table using errcode = '42P01',
@@ -95,6 +97,10 @@ begin
         end if;
     end if;
     loop
+        -- One that is not due need not equal its query: it is made due.
+        if followed and not pgtrickle._is_continuous(s.schedule) then
+            perform pgtrickle._refresh(id);
+        end if;
         c := pgtrickle._compare(s);
         verified_at := clock_timestamp();
         frontier := c.frontier;
@@ -105,7 +111,7 @@ begin
             exit;
         end if;
         began := clock_timestamp();
-        perform pgtrickle._request('wait', jsonb_build_object('lsn', c.seen_until::text));
+        perform pgtrickle._request('wait', jsonb_build_object('pipeline', s.pipeline, 'lsn', c.seen_until::text));
         if not pgtrickle._await_frontier(c.seen_until, timeout, s.pipeline) then
             raise exception 'stream table % could not be verified: the sidecar is behind or has ended', stream_table using errcode = '55P03',
                 hint = 'See pgtrickle.pgt_status(), or raise refresh_timeout in pgtrickle.settings.';
@@ -236,11 +242,13 @@ declare
     reply jsonb;
     request bigint;
     obstacle text;
-    timeout interval := pgtrickle._setting_interval('refresh_timeout', '30 s');
-    deadline timestamptz := clock_timestamp() + timeout;
+    timeout interval;
+    deadline timestamptz;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
     label := format('%I.%I', s.pgt_schema, s.pgt_name);
+    timeout := pgtrickle._setting_interval('refresh_timeout', s.pipeline);
+    deadline := clock_timestamp() + timeout;
     if pg_is_in_recovery() then
         raise exception 'cannot repair stream tables on a read replica' using errcode = '25006', hint = 'Run it on the primary.';
     elsif not exists (select from pg_class c where c.oid = s.pgt_relid)
@@ -252,6 +260,7 @@ begin
             detail = coalesce(s.last_error_message, 'It was suspended by hand.'),
             hint = format('Resume it, which repairs it too: SELECT pgtrickle.resume_stream_table(%L);', label);
     end if;
+    perform pgtrickle._await_let_go(id);
     mended := pgtrickle._mend(id);
     if cardinality(mended) > 0 then
         done := 'made again: ' || array_to_string(mended, ', ') || '; ';
@@ -272,7 +281,7 @@ begin
                 hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
         end if;
         if request is null then
-            request := pgtrickle._request('repair', jsonb_build_object('pgt_id', id));
+            request := pgtrickle._request('repair', jsonb_build_object('pipeline', s.pipeline, 'pgt_id', id));
         end if;
         -- Short waits, so that a lock of our own that the sidecar waits for is told.
         reply := pgtrickle._answer(request, s.pipeline, interval '200 ms');

@@ -16,8 +16,6 @@ begin
           from pg_class c join pg_namespace n on n.oid = c.relnamespace
           join pg_attribute a on a.attrelid = c.oid and a.attidentity <> '' and not a.attisdropped
          where n.nspname in ('pgtrickle', 'pgtrickle_changes') and c.relkind = 'r'
-        union all
-        select 'pgtrickle.pgt_answers'::regclass, 'request_id', 'pgtrickle.request_seq'::regclass
     loop
         execute format('select max(%I) from %s', q.col, q.rel) into highest;
         execute format('select last_value - case when is_called then 0 else 1 end from %s', q.seq) into position_;

@@ -10,18 +10,6 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end
 $$;
 
--- A megabyte setting in bytes; a value that is no number is an error that names the setting.
-create or replace function pgtrickle._setting_mb(name text, otherwise bigint) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    v text := pgtrickle._setting(name, null);
-begin
-    return coalesce(v::numeric, otherwise) * 1048576;
-exception when invalid_text_representation or numeric_value_out_of_range then
-    raise exception 'setting % = % is not a number of megabytes', name, quote_literal(v) using errcode = '22023',
-        hint = 'Set it to a number in pgtrickle.settings.';
-end $$;
-
 -- Slots of the pipelines as the server knows them. A pipeline that is delivered by a slot and has none has a row too.
 create or replace view pgtrickle.pipeline_slots as
 select p.pipeline, p.slot_name, p.delivery, p.delivery_reason, p.detached_at, r.slot_name is not null as present,
@@ -108,14 +96,15 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
                     then format('replication_slot_lost: %s', l.wal_status)
                 when s.delivery is distinct from 'poll' and l.retained_bytes > c.critical
                     then format('slot_lag_exceeds_threshold: %s bytes > %s bytes', l.retained_bytes, c.critical)
-                when s.capture = 'wal' and not s.is_published then 'not_published'
+                -- One that is being read for the first time is not published yet.
+                when s.is_known and s.capture = 'wal' and not s.is_published then 'not_published'
                 when not pgtrickle.sidecar_alive(s.pipeline) then 'sidecar_not_running'
            end,
            false
       from pgtrickle.source_states s
       left join pgtrickle.pipeline_slots l on l.pipeline = s.pipeline and s.delivery is distinct from 'poll'
       cross join lateral (select case when s.capture = 'trigger' then pgtrickle._trigger_alert(s.source_id) end as broken) t
-      cross join (select pgtrickle._setting_mb('slot_lag_critical_threshold_mb', 1024) as critical) c
+      cross join lateral (select pgtrickle._setting_mb('slot_lag_critical_threshold_mb', s.pipeline) as critical) c
      order by s.source_name
 $$;
 

@@ -30,8 +30,8 @@ declare
     names text[];
     more text[];
     n int;
-    warning bigint := pgtrickle._setting_mb('slot_lag_warning_threshold_mb', 100);
-    critical bigint := pgtrickle._setting_mb('slot_lag_critical_threshold_mb', 1024);
+    warning bigint;
+    critical bigint;
 begin
     for p in select t.*, clock_timestamp() - t.heartbeat_at as silence from pgtrickle.pgt_pipelines t order by t.pipeline loop
         check_name := 'scheduler_running';
@@ -41,10 +41,19 @@ begin
         elsif p.detached_at is not null then
             severity := 'WARN';
             detail := format('pipeline %s is detached since %s; pgtrickle.attach() brings it back', p.pipeline, p.detached_at);
+        elsif p.paused_until > clock_timestamp() then
+            severity := 'WARN';
+            detail := format('pipeline %s is paused until %s; pgtrickle.unpause() ends it', p.pipeline, p.paused_until);
+        elsif not pgtrickle.sidecar_alive(p.pipeline)
+              and not exists (select from pgtrickle.stream_tables_info i where i.pipeline = p.pipeline)
+              and exists (select from pgtrickle.stream_tables_info) then
+            severity := 'OK';
+            detail := format('pipeline %s has no stream tables, and no sidecar serves it', p.pipeline);
         elsif not pgtrickle.sidecar_alive(p.pipeline) then
             severity := 'ERROR';
-            detail := format('no sidecar serves pipeline %s; last seen: %s. Start it: pgtrickle run', p.pipeline,
-                             coalesce(p.heartbeat_at::text, 'never'));
+            detail := format('no sidecar serves pipeline %s; last seen: %s. Start it: pgtrickle run%s', p.pipeline,
+                             coalesce(p.heartbeat_at::text, 'never'),
+                             case when p.pipeline <> 'main' then ' --pipeline ' || p.pipeline else '' end);
         elsif p.silence > interval '60 s' then
             severity := 'WARN';
             detail := format('%s serves pipeline %s, but has written nothing for %s', p.sidecar, p.pipeline, p.silence);
@@ -100,6 +109,8 @@ begin
 
     for s in select l.*, pgtrickle.sidecar_alive(l.pipeline) as alive from pgtrickle.pipeline_slots l order by l.pipeline loop
         check_name := 'slot_lag';
+        warning := pgtrickle._setting_mb('slot_lag_warning_threshold_mb', s.pipeline);
+        critical := pgtrickle._setting_mb('slot_lag_critical_threshold_mb', s.pipeline);
         if not s.present then
             severity := case when s.detached_at is null then 'ERROR' else 'OK' end;
             detail := format('the replication slot %s does not exist', s.slot_name);

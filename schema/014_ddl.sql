@@ -63,9 +63,10 @@ begin
         update pgtrickle.pgt_stream_tables t
            set parked_query = pg_get_viewdef(s.query_view), parked_for = label, parked_order = r.place,
                parked_status = s.status, status = 'SUSPENDED', config_version = t.config_version + 1,
-               last_error_sqlstate = '55000', last_error_at = clock_timestamp(),
+               last_error_sqlstate = '55000', last_error_query = null, last_error_at = clock_timestamp(),
                last_error_message = format('parked for a migration of %1$s; hint: SELECT pgtrickle.end_ddl(%1$L) when it is done', label),
-               data_timestamp = case when s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE' then greatest(t.data_timestamp,
+               data_timestamp = case when s.refresh_mode = 'DIFFERENTIAL' and s.status = 'ACTIVE'
+                                          and pgtrickle._is_continuous(s.schedule) then greatest(t.data_timestamp,
                    (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline))
                    else t.data_timestamp end
          where t.pgt_id = r.pgt_id;

@@ -4,21 +4,34 @@
 //! a value names its origin, so that an operator knows which of the four to change; a password is never printed, neither
 //! by an error nor by `Debug`. Place in the data's way: before everything else.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::evaluate::Limits;
 use crate::postgres::sessions::Target;
 use crate::recovery::CdcMode;
 
+mod check;
+mod cluster;
 mod connection;
+mod evaluation;
 mod file;
 mod memory;
-mod passfile;
+pub mod options;
+mod tls;
+mod url;
+mod web;
 
+pub use check::Setting;
+pub use cluster::Member;
+use connection::Connection;
 pub use memory::default_limit;
+use options::Choice;
+pub use web::WebSettings;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,19 +78,24 @@ impl<T> Sourced<T> {
     }
 }
 
-/// What the command line said; `None` where the flag is absent.
+/// What the command line said.
 #[derive(Clone, Default)]
 pub struct Flags {
     pub config: Option<PathBuf>,
-    pub database_url: Option<String>,
-    pub pipeline: Option<String>,
-    pub workers: Option<String>,
-    pub memory_limit: Option<String>,
-    pub cdc_mode: Option<String>,
-    pub all_databases: Option<String>,
-    pub http: Option<String>,
-    pub log: Option<String>,
-    pub log_format: Option<String>,
+    /// Values of options by key; an option that was not said is absent.
+    values: BTreeMap<&'static str, String>,
+}
+
+impl Flags {
+    /// `config`: what `--config` named.
+    pub fn new(config: Option<PathBuf>) -> Self {
+        Flags { config, ..Flags::default() }
+    }
+
+    /// Takes the value of an option, if the command line had one.
+    pub fn set(&mut self, choice: &Choice, value: Option<String>) {
+        self.values.extend(value.map(|value| (choice.key, value)));
+    }
 }
 
 /// The form of log lines.
@@ -102,6 +120,8 @@ pub struct Settings {
     pub target: Target,
     /// Where the connection came from.
     pub connection: Origin,
+    /// What the operator should know about the connection; printed once.
+    pub warnings: Vec<String>,
     pub pipeline: Sourced<String>,
     /// Threads of the dataflow, at least 1.
     pub workers: Sourced<usize>,
@@ -111,8 +131,16 @@ pub struct Settings {
     pub cdc_mode: Option<Sourced<CdcMode>>,
     /// Serve every database of the server that has the schema; the one of `target` is only where they are listed.
     pub all_databases: Sourced<bool>,
+    /// Wait while another sidecar serves the pipeline.
+    pub standby: Sourced<bool>,
+    /// How PostgreSQL may compute expressions.
+    pub evaluation: Sourced<Limits>,
+    /// The processes that share the state; this one is the first of them.
+    pub cluster: Option<crate::cluster::Settings>,
     /// Where numbers and health are served; `None`: nowhere.
     pub http: Sourced<Option<SocketAddr>>,
+    /// Who may ask it, and how.
+    pub web: WebSettings,
 }
 
 impl fmt::Debug for Settings {
@@ -130,28 +158,18 @@ impl fmt::Debug for Settings {
 /// Environment variables by name.
 pub type Environment = BTreeMap<String, String>;
 
-/// Keys of the file.
-const KEYS: &[&str] = &[
-    "database_url",
-    "pipeline",
-    "workers",
-    "memory_limit",
-    "cdc_mode",
-    "all_databases",
-    "http",
-    "log",
-    "log_format",
-];
 /// Most threads of a dataflow; more than any server this runs beside has cores.
 const MOST_WORKERS: usize = 256;
 /// Loopback only: whoever opens it to others says so.
-const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9642);
+pub(crate) const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9642);
 
 /// The three places that values come from, read once.
 pub struct Sources {
     flags: Flags,
     environment: Environment,
     file: file::Values,
+    /// Every key that was asked for, with what was found.
+    seen: RefCell<Vec<(String, Option<Sourced<String>>)>>,
 }
 
 impl Sources {
@@ -166,10 +184,10 @@ impl Sources {
             Some(Sourced::new(PathBuf::from(path), Origin::Environment("PGTRICKLE_CONFIG")))
         });
         let file = match named {
-            Some(path) => file::read(&path, KEYS)?,
+            Some(path) => file::read(&path)?,
             None => file::Values::default(),
         };
-        Ok(Sources { flags, environment, file })
+        Ok(Sources { flags, environment, file, seen: RefCell::default() })
     }
 
     /// The process's own environment; variables that are not UTF-8 do not count.
@@ -184,9 +202,7 @@ impl Sources {
     /// # Errors
     /// `Config` with the origin of a value that can't be used.
     pub fn logs(&self) -> Result<Logs> {
-        let format =
-            self.text(self.flags.log_format.as_ref(), "log-format", "PGTRICKLE_LOG_FORMAT", "log_format");
-        let format = match format {
+        let format = match self.text(options::LOG_FORMAT) {
             None => Sourced::new(LogFormat::Text, Origin::Default),
             Some(text) => match text.value.as_str() {
                 "text" => Sourced::new(LogFormat::Text, text.origin),
@@ -198,7 +214,7 @@ impl Sources {
                 }
             },
         };
-        let own = self.text(self.flags.log.as_ref(), "log", "PGTRICKLE_LOG", "log");
+        let own = self.text(options::LOG);
         // RUST_LOG is everybody's variable: it only counts where nobody spoke to us.
         let filter = match own {
             Some(own)
@@ -225,17 +241,15 @@ impl Sources {
     /// # Errors
     /// `Config` with the origin of a value that can't be used, or when no database is named.
     pub fn settings(&self) -> Result<Settings> {
-        let pipeline = self
-            .text(self.flags.pipeline.as_ref(), "pipeline", "PGTRICKLE_PIPELINE", "pipeline")
-            .unwrap_or_else(|| Sourced::new("main".to_owned(), Origin::Default));
+        let pipeline =
+            self.text(options::PIPELINE).unwrap_or_else(|| Sourced::new("main".to_owned(), Origin::Default));
         let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         if pipeline.value.is_empty() || pipeline.value.len() > 20 || !pipeline.value.chars().all(letters) {
             return Err(pipeline
                 .refuse(format!("{:?} is no name of a pipeline", pipeline.value))
                 .with_hint("use 1 to 20 lower-case letters, digits and _"));
         }
-        let workers = self.text(self.flags.workers.as_ref(), "workers", "PGTRICKLE_WORKERS", "workers");
-        let workers = match workers {
+        let workers = match self.text(options::WORKERS) {
             None => Sourced::new(1, Origin::Default),
             Some(text) => match text.value.parse() {
                 Ok(number @ 1..=MOST_WORKERS) => Sourced::new(number, text.origin),
@@ -247,78 +261,98 @@ impl Sources {
                 }
             },
         };
-        let limit = self.text(
-            self.flags.memory_limit.as_ref(),
-            "memory-limit",
-            "PGTRICKLE_MEMORY_LIMIT",
-            "memory_limit",
-        );
-        let memory_limit = match limit {
-            None => Sourced::new(default_limit(), Origin::Default),
-            Some(text) => match memory::parse(&text.value) {
-                Ok(bytes) => Sourced::new(bytes, text.origin),
-                Err(what) => {
-                    return Err(text
-                        .refuse(what)
-                        .with_hint("write a size such as 512MB or 2GiB, at least 16MB"));
-                }
-            },
-        };
-        let mode = self.text(self.flags.cdc_mode.as_ref(), "cdc-mode", "PGTRICKLE_CDC_MODE", "cdc_mode");
-        let cdc_mode = match mode {
+        let memory_limit = self.memory_limit()?;
+        let cdc_mode = match self.text(options::CDC_MODE) {
             None => None,
             Some(text) => match text.value.parse::<CdcMode>() {
                 Ok(mode) => Some(Sourced::new(mode, text.origin)),
                 Err(e) => return Err(text.refuse(e.context()).with_hint("use auto, wal or trigger")),
             },
         };
-        let all = self.text(
-            self.flags.all_databases.as_ref(),
-            "all-databases",
-            "PGTRICKLE_ALL_DATABASES",
-            "all_databases",
-        );
-        let all_databases = match all {
-            None => Sourced::new(false, Origin::Default),
-            Some(text) => match text.value.as_str() {
-                "true" | "on" | "yes" | "1" => Sourced::new(true, text.origin),
-                "false" | "off" | "no" | "0" => Sourced::new(false, text.origin),
-                other => {
-                    return Err(text.refuse(format!("{other:?} is neither true nor false")));
+        let all_databases = self.truth(options::ALL_DATABASES)?;
+        let standby = self.truth(options::STANDBY)?;
+        let cluster = self.cluster()?;
+        cluster::alone(cluster.as_ref(), &all_databases)?;
+        let http = self.http()?;
+        let evaluation = self.evaluation()?;
+        let Connection { target, origin, warnings } = connection::resolve(self, &pipeline.value)?;
+        Ok(Settings {
+            target,
+            connection: origin,
+            warnings,
+            pipeline,
+            workers,
+            memory_limit,
+            cdc_mode,
+            all_databases,
+            standby,
+            evaluation,
+            cluster,
+            http,
+            web: self.web()?,
+        })
+    }
+
+    /// Bytes that the state of this process may take.
+    fn memory_limit(&self) -> Result<Sourced<u64>> {
+        match self.text(options::MEMORY_LIMIT) {
+            None => Ok(Sourced::new(default_limit(), Origin::Default)),
+            Some(text) => match memory::parse(&text.value) {
+                Ok(bytes) => Ok(Sourced::new(bytes, text.origin)),
+                Err(what) => {
+                    Err(text.refuse(what).with_hint("write a size such as 512MB or 2GiB, at least 16MB"))
                 }
             },
-        };
-        let http = match self.text(self.flags.http.as_ref(), "http", "PGTRICKLE_HTTP", "http") {
-            None => Sourced::new(Some(HTTP), Origin::Default),
-            Some(text) if text.value == "off" => Sourced::new(None, text.origin),
+        }
+    }
+
+    /// An option that is on or off; off by default.
+    fn truth(&self, choice: &Choice) -> Result<Sourced<bool>> {
+        Ok(self.switch(choice)?.unwrap_or(Sourced::new(false, Origin::Default)))
+    }
+
+    /// The same without a default.
+    fn switch(&self, choice: &Choice) -> Result<Option<Sourced<bool>>> {
+        let Some(text) = self.text(choice) else { return Ok(None) };
+        match text.value.as_str() {
+            "true" | "on" | "yes" | "1" => Ok(Some(Sourced::new(true, text.origin))),
+            "false" | "off" | "no" | "0" => Ok(Some(Sourced::new(false, text.origin))),
+            other => Err(text.refuse(format!("{other:?} is neither true nor false"))),
+        }
+    }
+
+    /// Where numbers and health are served; needs no database.
+    ///
+    /// # Errors
+    /// `Config` with the origin of a value that can't be used.
+    pub fn http(&self) -> Result<Sourced<Option<SocketAddr>>> {
+        match self.text(options::HTTP) {
+            None => Ok(Sourced::new(Some(HTTP), Origin::Default)),
+            Some(text) if text.value == "off" => Ok(Sourced::new(None, text.origin)),
             Some(text) => match text.value.parse() {
-                Ok(address) => Sourced::new(Some(address), text.origin),
+                Ok(address) => Ok(Sourced::new(Some(address), text.origin)),
                 Err(_) => {
                     let what = format!("{:?} is no address with a port", text.value);
-                    return Err(text.refuse(what).with_hint("write 127.0.0.1:9642, or off"));
+                    Err(text.refuse(what).with_hint("write 127.0.0.1:9642, or off"))
                 }
             },
-        };
-        let (config, connection) = connection::resolve(self)?;
-        let target = Target::new(config, &pipeline.value);
-        Ok(Settings { target, connection, pipeline, workers, memory_limit, cdc_mode, all_databases, http })
+        }
     }
 
     /// The first of flag, variable and file that holds a value. An empty variable counts as absent.
-    fn text(
-        &self,
-        flag: Option<&String>,
-        flag_name: &'static str,
-        variable: &'static str,
-        key: &str,
-    ) -> Option<Sourced<String>> {
-        if let Some(value) = flag {
-            return Some(Sourced::new(value.clone(), Origin::Flag(flag_name)));
-        }
-        if let Some(value) = given(&self.environment, variable) {
-            return Some(Sourced::new(value, Origin::Environment(variable)));
-        }
-        self.file.get(key).cloned()
+    fn text(&self, choice: &Choice) -> Option<Sourced<String>> {
+        let flag = choice.flag.and_then(|flag| {
+            Some(Sourced::new(self.flags.values.get(choice.key)?.clone(), Origin::Flag(flag)))
+        });
+        let variable = || {
+            Some(Sourced::new(
+                given(&self.environment, choice.variable)?,
+                Origin::Environment(choice.variable),
+            ))
+        };
+        let found = flag.or_else(variable).or_else(|| self.file.get(choice.key).cloned());
+        self.seen.borrow_mut().push((choice.key.to_owned(), found.clone()));
+        found
     }
 }
 

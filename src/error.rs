@@ -24,9 +24,9 @@ pub enum ErrorKind {
     ServerSetup,
     /// Another sidecar serves this pipeline.
     LeaseHeld,
-    /// The schema in the database is newer or older than this binary, or belongs to the pg_trickle extension.
+    /// The schema in the database is newer than this binary, or belongs to the pg_trickle extension.
     SchemaVersion,
-    /// There is no (usable) schema in the database: not installed, or half restored.
+    /// There is no (usable) schema in the database: not installed, too old, or half restored.
     NotInstalled,
     /// Bytes from the server do not follow the protocol.
     Protocol,
@@ -42,6 +42,8 @@ pub enum ErrorKind {
     Contention,
     /// The state does not fit the memory limit.
     Memory,
+    /// Another process of the cluster went away, or does not answer.
+    Cluster,
     /// A bug of ours: an invariant does not hold.
     Internal,
 }
@@ -65,7 +67,7 @@ impl ErrorKind {
         use ErrorKind::*;
         match self {
             Connection | Contention => Directive::Retry,
-            Identity | Protocol | Internal => Directive::Restart,
+            Identity | Protocol | Cluster | Internal => Directive::Restart,
             Unsupported | Query | Apply | Memory => Directive::Suspend,
             Config | Authentication | Privilege | ServerSetup | LeaseHeld | SchemaVersion | NotInstalled => {
                 Directive::Stop
@@ -83,10 +85,12 @@ impl ErrorKind {
             Privilege => 5,
             ServerSetup => 6,
             LeaseHeld => 7,
-            SchemaVersion | NotInstalled => 8,
+            NotInstalled => 8,
             Unsupported | Query => 9,
             Protocol | Identity => 10,
             Apply | Contention | Memory => 11,
+            SchemaVersion => 12,
+            Cluster => 13,
             Internal => 70,
         }
     }
@@ -100,13 +104,15 @@ struct Inner {
     context: String,
     sqlstate: Option<String>,
     hint: Option<String>,
+    statement: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// A new error of `kind`; `context` is one clear sentence without a full stop.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, context: context.into(), sqlstate: None, hint: None, source: None }))
+        let context = context.into();
+        Error(Box::new(Inner { kind, context, sqlstate: None, hint: None, statement: None, source: None }))
     }
 
     /// Shorthand for [`ErrorKind::Internal`].
@@ -131,6 +137,12 @@ impl Error {
         self
     }
 
+    /// Adds the SQL that failed: for the owner of the stream table, not for logs.
+    pub fn with_statement(mut self, statement: impl Into<String>) -> Self {
+        self.0.statement = Some(statement.into());
+        self
+    }
+
     /// Adds the cause.
     pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
@@ -143,6 +155,22 @@ impl Error {
         self
     }
 
+    /// As logs may have it. A server's message about data (and whatever users' code raises) can quote values: of such an
+    /// error only the SQLSTATE is told; its text is for the owner of the stream table, in the catalog.
+    pub fn for_logs(&self) -> String {
+        /// Classes of SQLSTATEs that speak of names, rights and resources (appendix A of PostgreSQL's documentation).
+        const OF_NO_DATA: &[&str] =
+            &["08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "F0"];
+        match self.sqlstate() {
+            Some(state) if !OF_NO_DATA.iter().any(|class| state.starts_with(class)) => {
+                format!(
+                    "SQLSTATE {state}; the message may quote values and is in pgt_stream_tables.last_error_message"
+                )
+            }
+            _ => self.to_string(),
+        }
+    }
+
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -153,6 +181,11 @@ impl Error {
 
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
+    }
+
+    /// The SQL that failed, where it is known.
+    pub fn statement(&self) -> Option<&str> {
+        self.0.statement.as_deref()
     }
 
     /// SQLSTATE, where the server or this code set one.

@@ -6,6 +6,7 @@ pub mod apply;
 pub mod capture;
 pub mod catalog;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dataflow;
 pub mod error;

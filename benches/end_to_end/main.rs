@@ -13,6 +13,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(dead_code, unused_imports)]
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../../integration/harness/mod.rs"]
 mod harness;
 
@@ -25,26 +27,18 @@ mod memory;
 mod report;
 mod world;
 
+use common::number;
 use report::Report;
 use world::World;
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => {
-            text.replace('_', "").parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
-        }
-        Err(_) => otherwise,
-    }
-}
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let orders = number("PGTRICKLE_BENCH_ORDERS", 200_000) as i64;
-    let seconds = number("PGTRICKLE_BENCH_SECONDS", 5);
+    let orders = number("PGTRICKLE_BENCH_ORDERS", 200_000);
+    let seconds = number("PGTRICKLE_BENCH_SECONDS", 5).unsigned_abs();
     let only = std::env::var("PGTRICKLE_BENCH_ONLY").unwrap_or_default();
     let wanted = |part: &str| only.is_empty() || only.split(',').any(|p| p.trim() == part);
-    let workers = number("PGTRICKLE_BENCH_WORKERS", 1);
+    let workers = number("PGTRICKLE_BENCH_WORKERS", 1).unsigned_abs();
     let mut report = Report::default();
     let mut world = World::start(orders, workers).await;
     eprintln!("PostgreSQL {}, {orders} orders, {} customers", world.version().await, world.customers);

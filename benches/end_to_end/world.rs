@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
+use crate::common::{cpu_of, shop};
 use crate::harness::database::TestDatabase;
 use crate::harness::servers::{Server, majors, own_cluster};
 use crate::harness::sidecar::Sidecar;
@@ -55,16 +56,7 @@ impl Side {
         let server = own_cluster(majors()[0], SETTINGS).await;
         let db = TestDatabase::create(&server).await;
         let app = db.as_app().await;
-        app.batch_execute(&format!(
-            "create table customers (id bigint primary key, name text not null, region text not null);
-             create table orders (id bigint primary key, customer_id bigint not null, amount numeric(12,2) not null,
-                 status text not null, note text not null);
-             insert into customers select i, 'customer ' || i, 'region ' || i % 25 from generate_series(1, {customers}) i;
-             insert into orders select i, 1 + (i::bigint * 7919) % {customers}, (i % 9973) * 0.25,
-                 case when i % 4 = 0 then 'open' else 'done' end, 'note ' || i from generate_series(1, {orders}) i;"
-        ))
-        .await
-        .unwrap();
+        app.batch_execute(&shop(orders, customers)).await.unwrap();
         let side = Side { app, db, server };
         side.tidy().await;
         side
@@ -213,13 +205,4 @@ impl World {
     pub async fn stop(mut self) {
         self.sidecar.terminate(Duration::from_secs(30)).await;
     }
-}
-
-/// Parent and CPU seconds (user and system; with those of ended children on request) of a process.
-fn cpu_of(pid: u32, children: bool) -> (u32, f64) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or("").split_whitespace().collect();
-    let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    let ticks = field(11) + field(12) + if children { field(13) + field(14) } else { 0.0 };
-    (field(1) as u32, ticks / 100.0)
 }

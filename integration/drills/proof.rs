@@ -106,6 +106,14 @@ pub async fn warnings(db: &Database, before: i64) -> Option<Vec<(String, i64)>> 
 async fn check_warnings(drill: &Drill, db: &Database, before: &Before, expect: Expect, log: &str) {
     let in_log = log.lines().filter(|line| line.contains(" WARN ")).count();
     assert!(in_log > 0 || expect != Expect::Repair, "something was lost, and no WARNING says so");
+    if expect == Expect::Repair && warnings(db, before.recoveries).await.is_some() {
+        // What is lost of one source may be noticed a look after that of another.
+        wait_until("a WARNING for each source", PATIENCE, || async {
+            let found = warnings(db, before.recoveries).await.unwrap_or_default();
+            if found.len() >= SOURCES.len() { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
     let Some(found) = warnings(db, before.recoveries).await else {
         println!("drill {} on {}: {in_log} WARNINGs in the log", drill.name, drill.major);
         return;

@@ -97,6 +97,11 @@ impl TestDatabase {
         let output =
             pgtrickle(&["init", "--database-url", &url, "--sidecar-role", SIDECAR, "--grant-to", APP]);
         assert!(output.status.success(), "pgtrickle init failed ({}):\n{}", output.status, printed(&output));
+        // A busy machine answers later than a user would wait.
+        let patience = "insert into pgtrickle.settings (key, value) values ('analysis_timeout', '60 s')
+            on conflict do nothing";
+        let set = blocking(async move { connect(&url).await.batch_execute(patience).await });
+        set.expect("a thread").expect("a setting");
     }
 }
 
@@ -114,17 +119,23 @@ pub fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// Runs it in a thread and a runtime of its own, from wherever it is called.
+fn blocking<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> std::thread::Result<T> {
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(work)
+    };
+    std::thread::spawn(run).join()
+}
+
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let url = format!("postgresql://{SUPERUSER}@127.0.0.1:{}/postgres", self.port);
         let name = self.name.clone();
-        // The test's runtime may be shutting down: a thread of its own with a runtime of its own.
-        let result = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime
-                .block_on(async { tokio::time::timeout(Duration::from_secs(20), remove(&url, &name)).await? })
-        })
-        .join();
+        let removed =
+            async move { tokio::time::timeout(Duration::from_secs(20), remove(&url, &name)).await? };
+        // The test's runtime may be shutting down.
+        let result = blocking(removed);
         match result {
             Ok(Ok(())) => {}
             // A test that ended its server has nothing to drop; any other leftover goes with the server.
@@ -145,6 +156,7 @@ async fn remove(url: &str, name: &str) -> Result<(), Failure> {
         Err(error) => return Err(error.into()),
     };
     let connection = tokio::spawn(connection);
+    end_prepared(url, &client, name).await?;
     // From here on no session can come and take a slot again.
     client.batch_execute(&format!("alter database {name} allow_connections false")).await?;
     // A slot is free only when its walsender has ended, which the signal only asks for.
@@ -177,6 +189,25 @@ async fn remove(url: &str, name: &str) -> Result<(), Failure> {
     }
     client.batch_execute(&format!("drop database if exists {name} with (force)")).await?;
     drop(client);
+    let _ = connection.await;
+    Ok(())
+}
+
+/// Ends the prepared transactions of a test that failed: no slot of the cluster could be made while they are open. Only a
+/// session inside the database can.
+async fn end_prepared(url: &str, client: &Client, name: &str) -> Result<(), Failure> {
+    let left = client.query("select gid from pg_prepared_xacts where database = $1", &[&name]).await?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let mut config: tokio_postgres::Config = url.parse()?;
+    let (inside, connection) = config.dbname(name).connect(NoTls).await?;
+    let connection = tokio::spawn(connection);
+    for row in left {
+        let gid: String = row.get(0);
+        inside.batch_execute(&format!("rollback prepared '{}'", gid.replace('\'', "''"))).await?;
+    }
+    drop(inside);
     let _ = connection.await;
     Ok(())
 }

@@ -2,14 +2,18 @@
 //!
 //! Invariant: a test leaves nothing behind (database, slots, processes, folders), whether it passes, fails or is killed.
 
+pub mod certificates;
+pub mod cluster;
 pub mod database;
 pub mod fault;
+pub mod left_out;
 pub mod oracle;
 pub mod servers;
 pub mod sidecar;
 pub mod wait;
 
 pub use database::TestDatabase;
+pub use left_out::left_out;
 pub use servers::{Server, for_each_major, own_cluster, shared};
 pub use sidecar::Sidecar;
 pub use wait::{SOON, wait_until};

@@ -20,6 +20,8 @@ pub struct Sidecar {
     arguments: Vec<String>,
     folder: tempfile::TempDir,
     process: Child,
+    /// Length of the log when it was started last.
+    told_before: usize,
     watchdog: Option<Watchdog>,
 }
 
@@ -43,12 +45,12 @@ impl Sidecar {
         let mut watchdog = Watchdog::start("KILL", None, Some(folder.path())).expect("a watchdog");
         let process = spawn(&program, &arguments, &folder);
         watchdog.watch(process.id());
-        Sidecar { program, arguments, folder, process, watchdog: Some(watchdog) }
+        Sidecar { program, arguments, folder, process, told_before: 0, watchdog: Some(watchdog) }
     }
 
     /// Waits until it serves the database. The one place that knows how it says so.
     pub async fn wait_ready(&mut self, deadline: Duration) {
-        let log = self.log_path();
+        let (log, before) = (self.log_path(), self.told_before);
         wait_until("the sidecar to be ready", deadline, || {
             let ended = self.process.try_wait().expect("its state can be asked for");
             let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -56,7 +58,7 @@ impl Sidecar {
                 if let Some(status) = ended {
                     panic!("the sidecar ended with {status} before it was ready");
                 }
-                let ready = text.lines().any(|line| line.split_whitespace().any(|word| word == "ready"));
+                let ready = text.get(before..).unwrap_or_default().lines().any(is_ready);
                 if ready { Ok(()) } else { Err(text.lines().last().unwrap_or("an empty log").to_owned()) }
             }
         })
@@ -104,6 +106,7 @@ impl Sidecar {
     /// Starts it again after its end, with the same arguments; the log goes on in the same file.
     pub fn start_again(&mut self) {
         assert!(matches!(self.process.try_wait(), Ok(Some(_))), "the sidecar still runs");
+        self.told_before = self.logs().len();
         self.process = spawn(&self.program, &self.arguments, &self.folder);
         if let Some(watchdog) = &mut self.watchdog {
             watchdog.watch(self.process.id());
@@ -134,6 +137,14 @@ impl Sidecar {
             watchdog.forget();
         }
     }
+}
+
+/// Whether a line of the log, text or JSON, says that the database is served.
+fn is_ready(line: &str) -> bool {
+    let message = serde_json::from_str::<serde_json::Value>(line)
+        .ok()
+        .and_then(|l| Some(l["message"].as_str()?.to_owned()));
+    message.as_deref().unwrap_or(line).split_whitespace().any(|word| word == "ready")
 }
 
 impl Drop for Sidecar {

@@ -84,9 +84,9 @@ async fn a_role_or_schema_that_will_not_do_is_told_at_once() {
         dba.batch_execute("update pgtrickle.settings set value = '999' where key = 'schema_version'")
             .await
             .unwrap();
-        run_fails(&url, &[], 8, &["version 999", "upgrade this binary"]).await;
+        run_fails(&url, &[], 12, &["version 999", "upgrade this binary"]).await;
         let init = pgtrickle(&["init", "--database-url", &db.url(SUPERUSER)]);
-        assert_eq!(init.status.code(), Some(8), "{}", printed(&init));
+        assert_eq!(init.status.code(), Some(12), "{}", printed(&init));
         assert_eq!(value(&dba, TRACES).await, before, "a refused start left something");
         forget_role(&dba, &plain).await;
     })
@@ -107,9 +107,9 @@ async fn the_extension_pg_trickle_is_recognised_and_left_alone() {
         )
         .await
         .unwrap();
-        run_fails(&db.url(SIDECAR), &[], 8, &["extension pg_trickle", "DROP EXTENSION"]).await;
+        run_fails(&db.url(SIDECAR), &[], 12, &["extension pg_trickle", "DROP EXTENSION"]).await;
         let init = pgtrickle(&["init", "--database-url", &db.url(SUPERUSER), "--sidecar-role", SIDECAR]);
-        assert_eq!(init.status.code(), Some(8), "{}", printed(&init));
+        assert_eq!(init.status.code(), Some(12), "{}", printed(&init));
         assert!(printed(&init).contains("DROP EXTENSION"), "{}", printed(&init));
         let tables =
             "select string_agg(relname, ',') from pg_class where relnamespace = 'pgtrickle'::regnamespace";
@@ -154,6 +154,51 @@ async fn an_address_or_a_pooler_that_will_not_do_is_told_at_once() {
                 .await;
         assert!(slots == "0" || slots == "1", "{slots}");
         assert_eq!(before.split(' ').next(), Some("0"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_has_been_served_is_waited_for_while_its_name_is_gone() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let app = db.as_app().await;
+        app.batch_execute("create table t (id int primary key)").await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        app.batch_execute("select pgtrickle.create_stream_table('st', 'select id from t')").await.unwrap();
+        drop(app);
+        let root = connect(&server.cluster.conninfo("postgres", SUPERUSER)).await;
+        let rename = async |from: &str, to: &str| {
+            wait_until("the database to be renamed", SOON, || async {
+                // Nobody may be connected meanwhile.
+                let end = format!(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{from}'"
+                );
+                root.batch_execute(&end).await.map_err(|e| e.to_string())?;
+                let rename = format!("alter database {from} rename to {to}");
+                root.batch_execute(&rename).await.map_err(|e| e.to_string())
+            })
+            .await;
+        };
+        let away = format!("{}_away", db.name);
+        rename(&db.name, &away).await;
+        wait_until("the sidecar to have missed it twice", SOON, || async {
+            let missed = sidecar
+                .logs()
+                .lines()
+                .filter(|l| l.contains("starting again") && l.contains("3D000"))
+                .count();
+            if missed >= 2 { Ok(()) } else { Err(format!("{missed} times")) }
+        })
+        .await;
+        assert!(sidecar.is_running());
+        rename(&away, &db.name).await;
+        let app = db.as_app().await;
+        app.batch_execute("insert into t values (1)").await.unwrap();
+        wait_value(&app, "select count(*) from st", "1").await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
     })
     .await;
 }

@@ -134,7 +134,7 @@ async fn init_can_be_repeated_and_needs_rights() {
         expect(&init(SUPERUSER, &roles), 0, &["is up to date"]);
         let newer = "update pgtrickle.settings set value = '999' where key = 'schema_version'";
         dba.batch_execute(newer).await.unwrap();
-        expect(&init(SUPERUSER, &[]), 8, &["version 999", "upgrade this binary"]);
+        expect(&init(SUPERUSER, &[]), 12, &["version 999", "upgrade this binary"]);
     })
     .await;
 }
@@ -144,7 +144,10 @@ async fn the_printed_script_does_what_init_does() {
     for_each_major(|server| async move {
         let install = install(server.major);
         if !install.has_client_tools {
-            eprintln!("skipped on PostgreSQL {}: its package has no psql", server.major);
+            crate::harness::left_out(&format!(
+                "PostgreSQL {} has no psql here: the printed script",
+                server.major
+            ));
             return;
         }
         let script = program(&["init", "--print", "--sidecar-role", SIDECAR, "--grant-to", APP], &[]);
@@ -252,6 +255,44 @@ fn a_demo_without_any_server_says_so_when_it_may_fetch_none() {
         Ok(output) if output.status.code() != Some(99) && !printed(&output).contains("unshare:") => {
             expect(&output, 2, &["is not on this machine", "--offline", "hint: install PostgreSQL"]);
         }
-        _ => eprintln!("SKIPPED: this process may not make a mount namespace of its own"),
+        _ => crate::harness::left_out("this process may not make a mount namespace of its own"),
     }
+}
+
+/// What `docs/upgrading.md` promises of `--log-format json`, line by line of a real run.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_line_of_the_log_is_one_json_object_where_that_was_asked_for() {
+    for_each_major(|server| async move {
+        let database = TestDatabase::create(server).await;
+        database.install();
+        let app = database.as_app().await;
+        let table = "create table app.\"two\nlines \"\"q\"\"\" (id int primary key)";
+        app.batch_execute(table).await.unwrap();
+        let mut sidecar = Sidecar::start(&database, &["--log-format", "json", "--log", "debug"]);
+        sidecar.wait_ready(SOON).await;
+        let create =
+            "select pgtrickle.create_stream_table('app.st', 'select id from app.\"two\nlines \"\"q\"\"\"')";
+        app.batch_execute(create).await.unwrap();
+        let refresh = "select pgtrickle.refresh_stream_table('app.st')";
+        app.batch_execute(refresh).await.unwrap();
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        let log = sidecar.logs();
+        let mut with_fields = 0;
+        for line in log.lines() {
+            let object: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            let text = |key: &str| object[key].as_str().unwrap_or_else(|| panic!("no {key}: {line}"));
+            let at = text("timestamp");
+            assert!(
+                chrono::DateTime::parse_from_rfc3339(at).is_ok_and(|t| t.offset().utc_minus_local() == 0),
+                "{line}"
+            );
+            assert!(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&text("level")), "{line}");
+            assert!(!text("message").is_empty() && object.get("fields").is_none(), "{line}");
+            with_fields += usize::from(object.as_object().unwrap().len() > 3);
+        }
+        assert!(with_fields > 0, "{log}");
+        assert!(log.contains("\"level\":\"DEBUG\""), "{log}");
+    })
+    .await;
 }

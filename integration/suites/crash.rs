@@ -130,11 +130,7 @@ async fn thirty_kills_of_the_sidecar_under_load_lose_and_double_nothing() {
         let compared = scene.judge(&mut world, reader).await;
         let commits = world.boundaries.log.len();
         println!("  {commits} commits, {compared} tables compared");
-        assert_eq!(
-            scene.sidecar.terminate(Duration::from_secs(20)).await,
-            Some(0),
-            "exit code after SIGTERM"
-        );
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0), "exit code after SIGTERM");
         scene.check_slot().await;
     })
     .await;
@@ -285,7 +281,7 @@ async fn a_server_that_restarts_is_not_held_up_and_everything_converges() {
             .await;
             scene.check_slot().await;
         }
-        assert_eq!(scene.sidecar.terminate(Duration::from_secs(20)).await, Some(0), "exit code after SIGTERM");
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0), "exit code after SIGTERM");
     })
     .await;
 }

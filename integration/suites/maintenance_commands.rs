@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::json_shapes::assert_documented;
 use crate::harness::database::{APP, SIDECAR, pgtrickle, printed};
 use crate::harness::servers::each;
 use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major, own_cluster, wait_until};
@@ -37,6 +38,7 @@ async fn snapshots_of_a_cadence_are_made_together_and_the_oldest_make_way() {
         assert_eq!((count("a").await, count("\"B b\"").await), (3, 2));
         let output = snapshot(&["\"B b\"", "--keep", "1", "--json"]);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_documented("snapshot", &report);
         assert_eq!(report["snapshots"].as_array().unwrap().len(), 1, "{report:#}");
         assert_eq!(report["snapshots"][0]["dropped"].as_array().unwrap().len(), 2, "{report:#}");
         assert_eq!((count("a").await, count("\"B b\"").await), (3, 1));

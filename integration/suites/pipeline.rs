@@ -152,3 +152,29 @@ async fn wait_active(app: &tokio_postgres::Client) {
     })
     .await;
 }
+
+/// "Everything that was committed before the call" has no exception for what is hardly there yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_includes_stream_tables_that_were_created_just_before() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let app = db.as_app().await;
+        app.batch_execute(SHOP).await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        for n in 0..8 {
+            let query = format!("select id, amount + {n} as more from orders where id % 4 < 3");
+            let name = format!("made_{n}");
+            app.execute("select pgtrickle.create_stream_table($1, $2)", &[&name, &query]).await.unwrap();
+            app.batch_execute(&format!("insert into orders values ({}, 1, 5, 'open')", 100_000 + n * 4))
+                .await
+                .unwrap();
+            let passed: bool = app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
+            assert!(passed, "the wait was in vain");
+            assert_equal(&app, &query, &name, "id, more").await;
+        }
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}

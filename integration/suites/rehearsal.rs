@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use super::json_shapes::assert_documented;
 use crate::harness::database::{APP, SIDECAR, printed};
 use crate::harness::servers::{SUPERUSER, each, install, majors};
 use crate::harness::{SOON, Sidecar, TestDatabase, own_cluster, wait_until};
@@ -47,7 +48,7 @@ fn refused(output: &Output, code: i32, words: &[&str]) {
 async fn a_restore_is_rehearsed_and_a_difference_is_found() {
     each(async |major| {
         if !install(major).has_client_tools {
-            println!("SKIPPED on {major}: this installation has no pg_basebackup");
+            crate::harness::left_out(&format!("PostgreSQL {major} has no pg_basebackup here: no rehearsal"));
             return;
         }
         let server = own_cluster(major, &[("archive_mode", "on"), ("archive_command", "false")]).await;
@@ -86,6 +87,7 @@ async fn a_restore_is_rehearsed_and_a_difference_is_found() {
             tokio::task::block_in_place(|| drill(major, &db.url(SIDECAR), &["--json"], scratch.path()));
         assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_documented("drill", &report);
         assert_eq!(report["passed"], Value::Bool(true), "{report:#}");
         let of = |name: &str| {
             let all = report["stream_tables"].as_array().unwrap();
@@ -162,7 +164,7 @@ async fn a_drill_that_cannot_be_says_why_before_anything_is_copied() {
 async fn an_interrupted_or_killed_drill_leaves_nothing_behind() {
     each(async |major| {
         if !install(major).has_client_tools {
-            println!("SKIPPED on {major}: this installation has no pg_basebackup");
+            crate::harness::left_out(&format!("PostgreSQL {major} has no pg_basebackup here: no rehearsal"));
             return;
         }
         let server = own_cluster(major, &[]).await;

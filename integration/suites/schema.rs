@@ -9,7 +9,7 @@ use crate::harness::servers::Server;
 use crate::harness::{SOON, TestDatabase, for_each_major, wait_until};
 
 fn options() -> Options {
-    Options { sidecar_role: Some(SIDECAR.to_owned()), grant_to: vec![APP.to_owned()] }
+    Options { sidecar_role: Some(SIDECAR.to_owned()), grant_to: vec![APP.to_owned()], upgrade: false }
 }
 
 async fn installed(server: &Server) -> TestDatabase {
@@ -253,9 +253,17 @@ async fn a_key_proven_by_the_sidecar_becomes_the_primary_key() {
     for_each_major(async |server| {
         let database = installed(server).await;
         let dba = database.as_dba().await;
-        // The answers to the first three requests of a sidecar that holds the lease.
+        // The answers to the first three requests of a sidecar that holds the lease and has a slot; their numbers are made
+        // foreseeable.
+        const SLOT: &str = "select pg_create_logical_replication_slot('scripted_' || current_database(), 'pgoutput')";
+        dba.batch_execute(SLOT).await.unwrap();
+        dba.batch_execute("update pgtrickle.pgt_pipelines set slot_name = 'scripted_' || current_database()")
+            .await
+            .unwrap();
         dba.batch_execute(
             r#"select pg_advisory_lock(1346852939, hashtext('main'));
+            create or replace function pgtrickle._request(kind text, payload jsonb) returns bigint
+                language sql as $$ select nextval('pgtrickle.request_seq') $$;
             insert into pgtrickle.pgt_answers (request_id, answer) values
             (1, '{"ok": true, "mode": "DIFFERENTIAL", "key": ["id"]}'),
             (2, '{"ok": false, "sqlstate": "0A000", "message": "random() is volatile", "hint": "use FULL"}'),

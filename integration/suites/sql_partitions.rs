@@ -319,10 +319,67 @@ async fn a_source_becomes_a_partition_and_is_one_no_more() {
             assert_eq!(published, 0);
             scene.run("select pgtrickle.drop_stream_table('of_a'); select pgtrickle.drop_stream_table('of_root')").await;
             wait_until("the table to be let go", SOON, || async {
-                let rows: i64 = scene.dba.query_one("select (select count(*) from pg_publication_rel) + (select count(*) from pg_trigger where tgname ~ '^pgtrickle')", &[]).await.unwrap().get(0);
+                let rows: i64 = scene.dba.query_one("select (select count(*) from pg_publication_rel) + (select count(*) from pg_trigger where tgname ~ '^pgtrickle' and tgrelid <> 'pgtrickle.settings'::regclass)", &[]).await.unwrap().get(0);
                 if rows == 0 { Ok(()) } else { Err(format!("{rows} members or triggers")) }
             })
             .await;
+        }
+    })
+    .await;
+}
+
+/// Whoever attaches and waits sees the rows, also while others write; and nobody else's frontier passes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn attached_rows_are_there_when_the_wait_is_over() {
+    for_each_major(async |server| {
+        for arguments in MODES {
+            let scene = Scene::start_with(
+                server,
+                "create table p (id int, k int, primary key (id, k)) partition by list (k);
+                 create table p0 partition of p for values in (0);
+                 create table parent (id int primary key); create table child (id int primary key);
+                 create table other (id int primary key);
+                 insert into p values (1, 0); insert into child values (1), (2)",
+                arguments,
+            )
+            .await;
+            scene.create("of_p", "select id, k from p").await;
+            scene.create("n_of_p", "select count(*) as n from p").await;
+            scene.create("over_it", "select n + 1 as m from n_of_p").await;
+            scene.create("of_parent", "select count(*) as n from parent").await;
+            scene.create("of_other", "select count(*) as n from other").await;
+            let call = "select pgtrickle.create_stream_table('patient', 'select count(*) as n from p', schedule => 'manual')";
+            scene.run(call).await;
+            scene.wait_status("patient", "ACTIVE DIFFERENTIAL").await;
+            let busy = scene.db.as_app().await;
+            let writing = tokio::spawn(async move {
+                for i in 0..2_000 {
+                    busy.execute("insert into other values ($1)", &[&i]).await.unwrap();
+                }
+            });
+            for round in 1..=8 {
+                if round == 5 {
+                    // The second half on an idle database.
+                    while !writing.is_finished() {
+                        scene.passed().await;
+                    }
+                }
+                scene.run(&format!("create table p{round} (like p including all); insert into p{round} select i, {round} from generate_series(1, 10) i")).await;
+                scene.run(&format!("alter table p attach partition p{round} for values in ({round})")).await;
+                scene.check(&["of_p", "n_of_p", "over_it"]).await;
+                scene.run("alter table child inherit parent").await;
+                scene.check(&["of_parent"]).await;
+                scene.run("select pgtrickle.refresh_stream_table('patient')").await;
+                assert!(scene.differs("patient").await.is_empty(), "a refresh comes after the attach, too");
+                scene.run("alter table child no inherit parent").await;
+                scene.check(&["of_parent"]).await;
+                if round % 2 == 0 {
+                    scene.run(&format!("alter table p detach partition p{round}")).await;
+                    scene.check(&["of_p", "n_of_p", "over_it"]).await;
+                }
+            }
+            writing.await.unwrap();
+            scene.check(&["of_other"]).await;
         }
     })
     .await;

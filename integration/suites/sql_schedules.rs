@@ -18,7 +18,7 @@ async fn schedules_are_durations_cron_or_words_and_nonsense_is_refused() {
             let call = "select pgtrickle.create_stream_table($1, 'select id, v from t', schedule => $2)";
             scene.app.execute(call, &[&format!("s{n}"), schedule]).await.unwrap_or_else(|e| panic!("{schedule}: {e:?}"));
         }
-        for schedule in ["5 parsecs", "* * *", "61 * * * *", "@never", "-3s", "0s"] {
+        for schedule in ["5 parsecs", "* * *", "61 * * * *", "@never", "-3s", "0s", "20000000w"] {
             let call = "select pgtrickle.create_stream_table('wrong', 'select id from t', schedule => $1)";
             assert_eq!(sqlstate(scene.app.execute(call, &[&schedule]).await), "22023", "{schedule}");
         }
@@ -103,6 +103,48 @@ async fn a_circle_is_refused_with_its_path() {
         assert!(error.message().contains("app.a -> app.c -> app.b -> app.a"), "{}", error.message());
         scene.run("update t set v = 7").await;
         scene.check(&["a", "b", "c"]).await;
+    })
+    .await;
+}
+
+/// While the first answer of a stream table is being written, what changes meanwhile can't be kept either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_while_one_joins_a_group_that_keeps_nothing_is_not_lost() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, SETUP).await;
+        scene.dba.batch_execute("insert into pgtrickle.settings (key, value) values ('kept_changes_mb', '0')").await.unwrap();
+        let mut scene = scene;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene.sidecar.start_again();
+        scene.sidecar.wait_ready(SOON).await;
+        scene.scheduled("w", "select id, v from t", "1h").await;
+        scene.run("update t set v = v + 1").await;
+        // Its first answer takes a second, in which the source changes.
+        scene
+            .run(
+                "create function slow() returns trigger language plpgsql as
+                     $f$ begin perform pg_sleep(1); return null; end $f$;
+                 begin;
+                 select pgtrickle.create_stream_table('v', 'select id, v * 2 as d from t', schedule => '1h',
+                     initialize => false);
+                 create trigger slow after insert on v for each statement execute function slow();
+                 commit",
+            )
+            .await;
+        wait_until("the first answer to be written", SOON, || async {
+            let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+            let n: i64 = scene.dba.query_one(asleep, &[]).await.unwrap().get(0);
+            if n > 0 { Ok(()) } else { Err("it is not".to_owned()) }
+        })
+        .await;
+        scene.run("update t set v = v + 10; delete from t where id > 40").await;
+        scene.wait_status("v", "ACTIVE DIFFERENTIAL").await;
+        scene.run("drop trigger slow on v").await;
+        for name in ["v", "w"] {
+            scene.refresh(name).await;
+            let rows = scene.differs(name).await;
+            assert!(rows.is_empty(), "{name}: {}", rows.join(", "));
+        }
     })
     .await;
 }

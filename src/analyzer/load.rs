@@ -133,7 +133,8 @@ async fn load_oids<C: GenericClient + Sync>(
             views.insert(*view, query);
         }
         for ty in lookup::types(client, &types).await? {
-            for below in [ty.parent, ty.element] {
+            let array = if found.arrays { ty.array } else { 0 };
+            for below in [ty.parent, ty.element, array] {
                 found.types.extend((below != 0).then_some(below));
             }
             found.relations.extend((ty.relation != 0).then_some(ty.relation));

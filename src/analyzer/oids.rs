@@ -16,6 +16,8 @@ pub(super) struct Oids {
     pub(super) types: BTreeSet<u32>,
     pub(super) collations: BTreeSet<u32>,
     pub(super) relations: BTreeSet<u32>,
+    /// ARRAY(SELECT ...) occurs: the array types of all types are needed too.
+    pub(super) arrays: bool,
     /// Types that are not built in, with a typmod that only their own code can print.
     pub(super) typmods: BTreeSet<(u32, i32)>,
 }
@@ -125,6 +127,11 @@ impl Oids {
             if let (Some(typmod), Some(ty)) = (length_coercion(n), n.field("funcresulttype").as_int()) {
                 self.add_typmod(ty as u32, typmod);
             }
+            if n.tag == "CTECYCLECLAUSE" {
+                // The path is kept as text[].
+                self.types.extend([16, 25, 1009]);
+            }
+            self.arrays |= n.tag == "SUBLINK" && n.field("subLinkType") == &Value::Int(6);
             if n.tag == "RANGETBLENTRY" && n.field("rtekind") == &Value::Int(0) {
                 put(&mut self.relations, n.field("relid"));
             }

@@ -12,6 +12,7 @@ use super::node::Node;
 
 /// C functions (`prosrc`) of dates, numbers and texts that read settings and their arguments alone.
 const BY_SETTINGS: &[&str] = &[
+    "cash_numeric",
     "date_cmp_timestamptz",
     "date_eq_timestamptz",
     "date_ge_timestamptz",
@@ -26,7 +27,9 @@ const BY_SETTINGS: &[&str] = &[
     "generate_series_timestamptz",
     "generate_series_timestamptz_at_zone",
     "in_range_timestamptz_interval",
+    "int4_cash",
     "int4_to_char",
+    "int8_cash",
     "int8_to_char",
     "interval_to_char",
     "jsonb_path_exists_tz",
@@ -35,6 +38,7 @@ const BY_SETTINGS: &[&str] = &[
     "jsonb_path_query_first_tz",
     "make_timestamptz",
     "make_timestamptz_at_timezone",
+    "numeric_cash",
     "numeric_to_char",
     "numeric_to_number",
     "phraseto_tsquery",
@@ -144,9 +148,9 @@ const SQL: &[&str] = &["interval_pl_timestamptz", "overlaps"];
 /// Immutable by `pg_proc`, but the difference in months and days is counted in local time.
 const NOT_IMMUTABLE: &[&str] = &["timestamptz_age"];
 
-/// Output functions that read settings alone. Those of `money`, `regclass` and their like are not here.
+/// Output functions that read settings alone. Those of `regclass` and its like are not here.
 const OUTPUT: &[&str] =
-    &["date_out", "time_out", "timetz_out", "timestamp_out", "timestamptz_out", "interval_out"];
+    &["cash_out", "date_out", "time_out", "timetz_out", "timestamp_out", "timestamptz_out", "interval_out"];
 
 /// What the text of a value, or the result of a function, depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,7 +204,7 @@ pub fn of_definition(facts: &Facts, function: &Function, columns: &[u32]) -> Dep
 /// What the text of an expression's value depends on.
 fn of_text(facts: &Facts, node: &Node) -> Dependence {
     match (node.tag.as_str(), node.nodes("args"), node.nodes("elements")) {
-        ("ROWEXPR", Ok(parts), _) | ("ARRAYEXPR", _, Ok(parts)) => {
+        ("ROWEXPR" | "NAMEDROW", Ok(parts), _) | ("ARRAYEXPR", _, Ok(parts)) => {
             parts.iter().map(|p| of_text(facts, p)).max().unwrap_or(Nothing)
         }
         _ => type_of(node).map_or(More, |ty| of_type(facts, ty, 0)),
@@ -241,12 +245,12 @@ fn of_output(facts: &Facts, ty: &Type) -> Dependence {
     }
 }
 
-/// What the conversion through text depends on. Reading dates and times knows `'now'`; reading intervals does not.
+/// What the conversion through text depends on. Reading dates and times knows `'now'`; reading intervals and money does not.
 pub fn of_conversion(facts: &Facts, from: u32, to: u32) -> Dependence {
     let input = facts.types.get(&to).and_then(|t| facts.functions.get(&t.input));
     let input = match input {
         Some(f) if f.volatility == 'i' => Nothing,
-        Some(f) if f.is_builtin() && f.source == "interval_in" => Settings,
+        Some(f) if f.is_builtin() && matches!(f.source.as_str(), "interval_in" | "cash_in") => Settings,
         _ => More,
     };
     input.max(of_type(facts, from, 0))

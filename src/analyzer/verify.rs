@@ -9,6 +9,7 @@
 //! must those that print its inputs: the text of `regclass` and its like depends on it.
 
 mod groups;
+mod rows;
 
 use tokio_postgres::GenericClient;
 
@@ -138,7 +139,7 @@ pub async fn verify<C: GenericClient>(
     }
     let comparison = Comparison { inputs, source: source as i64 + 1 };
     for ((original, again), remote) in originals.iter().zip(again).zip(&batch.exprs) {
-        comparison.nodes(original, again).map_err(|difference| {
+        comparison.nodes(original, again, 0).map_err(|difference| {
             Error::unsupported(format!(
                 "the expression {} could not be proven equal ({difference})",
                 remote.sql
@@ -232,12 +233,16 @@ fn flattened(node: &Node) -> Option<Vec<&Node>> {
 type Difference = String;
 
 impl Comparison<'_> {
-    fn nodes(&self, original: &Node, again: &Node) -> Result<(), Difference> {
+    /// `depth`: query levels that the node has been moved into.
+    fn nodes(&self, original: &Node, again: &Node, depth: i64) -> Result<(), Difference> {
         if let Some(input) = (self.inputs)(original) {
-            return match self.is_input(original, again, input) {
+            return match self.is_input(original, again, input, depth) {
                 Ok(true) => Ok(()),
                 _ => Err(format!("input column c{}", input + 1)),
             };
+        }
+        if original.tag == "NAMEDROW" {
+            return self.whole_row(original, again);
         }
         if original.tag != again.tag || original.tag == "VAR" {
             return Err(format!("{} came back as {}", original.tag, again.tag));
@@ -246,7 +251,7 @@ impl Comparison<'_> {
             if original.text("boolop") != again.text("boolop") || left.len() != right.len() {
                 return Err("BOOLEXPR.args".to_owned());
             }
-            return left.iter().zip(right).try_for_each(|(l, r)| self.nodes(l, r));
+            return left.iter().zip(right).try_for_each(|(l, r)| self.nodes(l, r, depth));
         }
         let compared = |n: &&(String, Value)| !IGNORED.contains(&n.0.as_str());
         let names = |n: &Node| n.fields.iter().filter(compared).map(|f| f.0.clone()).collect::<Vec<_>>();
@@ -254,16 +259,23 @@ impl Comparison<'_> {
             return Err(format!("fields of {}", original.tag));
         }
         for (name, value) in original.fields.iter().filter(compared) {
-            self.values(value, again.field(name), &original.tag, name)?;
+            self.values(value, again.field(name), &original.tag, name, depth)?;
         }
         Ok(())
     }
 
-    fn values(&self, original: &Value, again: &Value, tag: &str, field: &str) -> Result<(), Difference> {
+    fn values(
+        &self,
+        original: &Value,
+        again: &Value,
+        tag: &str,
+        field: &str,
+        depth: i64,
+    ) -> Result<(), Difference> {
         match (original, again) {
-            (Value::Node(original), Value::Node(again)) => self.nodes(original, again),
+            (Value::Node(original), Value::Node(again)) => self.nodes(original, again, depth),
             (Value::List(left), Value::List(right)) if left.len() == right.len() => {
-                left.iter().zip(right).try_for_each(|(l, r)| self.values(l, r, tag, field))
+                left.iter().zip(right).try_for_each(|(l, r)| self.values(l, r, tag, field, depth))
             }
             (original, again) if original == again && !matches!(original, Value::List(_)) => Ok(()),
             _ => Err(format!("{tag}.{field}")),
@@ -272,12 +284,12 @@ impl Comparison<'_> {
 
     /// The Var has the type, collation and length of what it stands for. A length that the server derives (of an
     /// aggregate, say) may be absent, so the input must then be unrestricted.
-    fn is_input(&self, original: &Node, again: &Node, input: usize) -> Result<bool> {
+    fn is_input(&self, original: &Node, again: &Node, input: usize, depth: i64) -> Result<bool> {
         let typmod = typmod_of(again);
         Ok(again.tag == "VAR"
             && again.int("varno")? == self.source
             && again.int("varattno")? == input as i64 + 1
-            && again.int("varlevelsup")? == 0
+            && again.int("varlevelsup")? == depth
             && type_of(original)? == type_of(again)?
             && collation_of(original)? == collation_of(again)?
             && (typmod == typmod_of(original) || (typmod == -1 && original.tag != "VAR")))

@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "MINMAXEXPR",
     "ARRAYEXPR",
     "ROWEXPR",
+    "NAMEDROW",
     "ROWCOMPAREEXPR",
     "SUBSCRIPTINGREF",
     "FIELDSELECT",

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
+use crate::postgres::sessions::kind_of;
 use crate::row::datum::error_parts;
 use crate::row::record::write_record;
 use crate::row::{Datum, Row};
@@ -25,6 +26,8 @@ pub struct Batch {
     pub inserted: Vec<String>,
     /// How many of `inserted` replace a row.
     pub replaced: usize,
+    /// All stream tables that it was computed through.
+    pub upstreams: Vec<ViewId>,
 }
 
 impl Batch {
@@ -93,10 +96,26 @@ fn not_unique() -> Error {
 fn check(row: &Row) -> Result<()> {
     match row.iter().find(Datum::is_error) {
         Some(Datum::Error(payload)) => {
-            let (state, message) = error_parts(payload);
-            Err(Error::new(ErrorKind::Apply, format!("the query fails for a row: {message}"))
-                .with_sqlstate(state)
-                .with_hint("mend the source row, then run pgtrickle.resume_stream_table"))
+            let (state, message, statement) = error_parts(payload);
+            let kind = match kind_of(&state) {
+                ErrorKind::Contention => ErrorKind::Contention,
+                _ => ErrorKind::Apply,
+            };
+            let hint = match state.as_str() {
+                _ if kind == ErrorKind::Contention => {
+                    "a function of the query waits for a lock that another session holds; it is tried again"
+                }
+                "57014" => {
+                    "make its functions faster or raise evaluation_timeout, then run pgtrickle.resume_stream_table"
+                }
+                _ => "mend the source row, then run pgtrickle.resume_stream_table",
+            };
+            let error = Error::new(kind, format!("the query fails for a row: {message}"));
+            let error = error.with_sqlstate(state).with_hint(hint);
+            Err(match statement {
+                Some(statement) => error.with_statement(statement),
+                None => error,
+            })
         }
         _ => Ok(()),
     }
@@ -132,6 +151,17 @@ mod tests {
         let form = TableForm { view: 1, key: Some(vec![0]) };
         let error = Batch::new(&form, &[(row(1, "a"), 1), (row(1, "b"), 1)]).unwrap_err();
         assert_eq!(error.sqlstate(), Some("21000"));
+    }
+
+    #[test]
+    fn a_lock_that_an_evaluation_did_not_get_is_contention_and_other_errors_are_the_rows() {
+        let form = TableForm { view: 1, key: None };
+        let kind = |payload: &str| {
+            let row = Row::from_datums([Datum::Error(payload.as_bytes())]);
+            Batch::new(&form, &[(row, 1)]).unwrap_err().kind()
+        };
+        assert_eq!(kind("55P03:canceling statement due to lock timeout"), ErrorKind::Contention);
+        assert_eq!(kind("22012:division by zero"), ErrorKind::Apply);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, GenericClient};
 
 use crate::error::Result;
@@ -73,10 +73,16 @@ impl RollUp {
                 continue;
             }
             let lsn = PgLsn::from(frontier);
-            client
-                .execute(SQL, &[view, &pending.since, &w.inserted, &w.updated, &w.deleted, &w.total(), &lsn])
-                .await
-                .map_err(error)?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
+                (view, Type::INT8),
+                (&pending.since, Type::TIMESTAMPTZ),
+                (&w.inserted, Type::INT8),
+                (&w.updated, Type::INT8),
+                (&w.deleted, Type::INT8),
+                (&w.total(), Type::INT8),
+                (&lsn, Type::PG_LSN),
+            ];
+            client.execute_typed(SQL, &parameters).await.map_err(error)?;
             pending.written = Written::default();
             pending.last_row = Some(Instant::now());
         }
@@ -111,21 +117,27 @@ pub async fn finish<C: GenericClient>(
             rows_deleted = $4, delta_row_count = $2::bigint + $3::bigint + $4::bigint, sqlstate = $5, error_message = $6
         where refresh_id = $1";
     let (state, message) = failure.unzip();
-    client
-        .execute(SQL, &[&refresh, &written.inserted, &written.updated, &written.deleted, &state, &message])
-        .await
-        .map_err(error)?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+        (&refresh, Type::INT8),
+        (&written.inserted, Type::INT8),
+        (&written.updated, Type::INT8),
+        (&written.deleted, Type::INT8),
+        (&state, Type::TEXT),
+        (&message, Type::TEXT),
+    ];
+    client.execute_typed(SQL, &parameters).await.map_err(error)?;
     Ok(())
 }
 
-/// Marks refreshes that a crash, a kill or a point-in-time recovery cut off. Call it under the lease.
+/// Marks refreshes of a pipeline that a crash, a kill or a point-in-time recovery cut off. Call it under the lease.
 ///
 /// The history is made anew first where a restore came without it.
-pub async fn close_interrupted(client: &Client) -> Result<u64> {
+pub async fn close_interrupted(client: &Client, pipeline: &str) -> Result<u64> {
     const MAKE: &str = "select pgtrickle._make_history() where pg_catalog.to_regclass('pgtrickle.pgt_refresh_history') is null";
     client.execute(MAKE, &[]).await.map_err(error)?;
     const SQL: &str =
-        "update pgtrickle.pgt_refresh_history set status = 'FAILED', end_time = pg_catalog.clock_timestamp(),
-        error_message = 'interrupted; run again at the next start' where status = 'RUNNING'";
-    client.execute(SQL, &[]).await.map_err(error)
+        "update pgtrickle.pgt_refresh_history h set status = 'FAILED', end_time = pg_catalog.clock_timestamp(),
+        error_message = 'interrupted; run again at the next start' where h.status = 'RUNNING'
+        and exists (select from pgtrickle.pgt_stream_tables s where s.pgt_id = h.pgt_id and s.pipeline = $1)";
+    client.execute(SQL, &[&pipeline]).await.map_err(error)
 }

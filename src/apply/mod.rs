@@ -5,10 +5,15 @@
 //! rights, inside the owner's `apply_<id>` function. Place in the data's way: dataflow -> **apply** -> PostgreSQL.
 
 pub mod batch;
+pub mod due;
+pub mod guarded;
 pub mod history;
+mod hold;
 pub mod owned;
 pub mod reconcile;
+mod savepoints;
 pub mod writer;
 
 pub use batch::{Batch, TableForm};
+pub use due::Scheduled;
 pub use writer::{Applied, Progress, Writer};

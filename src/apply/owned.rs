@@ -5,6 +5,7 @@
 //! same statement, and what was exchanged since is not run.
 
 use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
@@ -27,7 +28,8 @@ impl Function {
         }
     }
 
-    fn call(self, view: ViewId) -> String {
+    /// The call, as an expression.
+    pub fn call(self, view: ViewId) -> String {
         match self {
             Function::Apply => {
                 format!("pgtrickle_queries.apply_{view}($1::pg_catalog.text[], $2::pg_catalog.text[])")
@@ -53,7 +55,8 @@ pub async fn statement(client: &Client, function: Function, view: ViewId) -> Res
         from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
         left join pg_catalog.pg_proc p on p.oid = pg_catalog.to_regprocedure($2) where s.pgt_id = $1";
     let signature = function.signature(view);
-    let row = client.query_opt(OWNER, &[&view, &signature]).await.map_err(error)?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&view, Type::INT8), (&signature, Type::TEXT)];
+    let row = client.query_typed_opt(OWNER, &parameters).await.map_err(error)?;
     let Some(row) = row else {
         return Err(Error::new(ErrorKind::Apply, "the storage table was dropped")
             .with_sqlstate("42P01")

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use futures_util::{StreamExt, pin_mut};
 use tokio_postgres::Client;
 
+use crate::capture::hydrate::same_table;
 use crate::capture::source::quote;
 use crate::error::Result;
 use crate::postgres::sessions::error;
@@ -14,18 +15,37 @@ use crate::row::{Row, TypeClass};
 /// Rows by image with their multiplicity.
 pub type Bag = HashMap<Row, i64>;
 
-/// Reads the rows that a stream table holds, without its row id.
+/// Reads the rows that the stream table `relation` holds, without its row id.
+///
+/// # Errors
+/// `Contention` when its name is another relation's by now.
 pub async fn read_stored(
     client: &Client,
+    relation: u32,
     schema: &str,
     table: &str,
     columns: &[(String, TypeClass)],
 ) -> Result<Bag> {
+    client.batch_execute("begin isolation level read committed read only").await.map_err(error)?;
+    let stored = read_locked(client, relation, &format!("{}.{}", quote(schema), quote(table)), columns).await;
+    client.batch_execute("rollback").await.map_err(error)?;
+    stored.map_err(|e| e.during(format!("reading {schema}.{table}")))
+}
+
+async fn read_locked(
+    client: &Client,
+    relation: u32,
+    qualified: &str,
+    columns: &[(String, TypeClass)],
+) -> Result<Bag> {
+    client
+        .batch_execute(&format!("lock table only {qualified} in access share mode"))
+        .await
+        .map_err(error)?;
+    same_table(client, qualified, relation).await?;
     let list: Vec<String> = columns.iter().map(|(name, _)| quote(name)).collect();
-    let sql =
-        format!("copy (select {} from only {}.{}) to stdout", list.join(", "), quote(schema), quote(table));
-    let stream =
-        client.copy_out(&sql).await.map_err(|e| error(e).during(format!("reading {schema}.{table}")))?;
+    let sql = format!("copy (select {} from only {qualified}) to stdout", list.join(", "));
+    let stream = client.copy_out(&sql).await.map_err(error)?;
     pin_mut!(stream);
     let mut decoder = CopyDecoder::new(columns.iter().map(|(_, class)| *class).collect());
     let mut bag = Bag::new();

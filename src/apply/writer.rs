@@ -2,29 +2,37 @@
 //!
 //! The way in which it usually goes: BEGIN, the pipeline's row (which fences off any other writer and tells the current
 //! snapshot), one call per changed stream table, all in one flight; then COMMIT. If anything fails, the same again with a
-//! savepoint per stream table: the culprit is left out, the others go on.
+//! savepoint per stream table: the culprit is left out, the others go on. Owners' code runs in this session: see
+//! [`super::guarded`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
-use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Statement};
+use futures_util::future::{try_join, try_join_all};
+use tokio_postgres::Client;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::batch::Batch;
+use super::due::{self, Scheduled};
+use super::guarded::{self, Deferred, Seen};
 use super::history::{RollUp, Written};
+use super::hold;
 use super::owned::{self, Function};
+use crate::capture::hierarchy::Hierarchies;
 use crate::capture::poll::{self, Consumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
-use crate::postgres::sessions::{PINNED, error};
+use crate::postgres::sessions::error;
 
 /// Rows per call of an apply function; more gain nothing and hold more memory in the server.
 const CALL_ROWS: usize = 5_000;
 
-/// Applies give way: shorter than any deadlock_timeout that is in use.
-const LOCK_TIMEOUT: &str = "800ms";
+/// Claims the pipeline's row for this transaction. One row unless another sidecar has taken over.
+const FENCE: &str =
+    "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
+        heartbeat_at = pg_catalog.clock_timestamp(), changed_lsn = coalesce($5, changed_lsn)
+    where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
 
 /// Where the pipeline stands once an apply has committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub struct Progress {
     pub consumed: Consumed,
     /// End of the last transaction in it that changed any source; `None`: none did.
     pub changed: Option<u64>,
+    /// Stream tables with a schedule of their own that are up to date with it.
+    pub scheduled: Vec<Scheduled>,
 }
 
 /// The outcome of one apply.
@@ -48,13 +58,30 @@ pub struct Applied {
     pub written: BTreeMap<ViewId, Written>,
     /// Stream tables that were left out, with the reason.
     pub failed: Vec<(ViewId, Error)>,
+    /// Stream tables that were due and whose catalog rows somebody's transaction held.
+    pub untold: Vec<ViewId>,
+    /// Stream tables that read one that failed: not written either, they would be ahead of what it stores.
+    pub skipped: Vec<ViewId>,
+    /// Nothing was written: children of a source came or went.
+    pub moved: bool,
+}
+
+impl Applied {
+    pub fn is_left_out(&self, view: ViewId) -> bool {
+        self.skipped.contains(&view) || self.failed.iter().any(|(failed, _)| *failed == view)
+    }
 }
 
 /// Statements that belong to the same transaction as the deltas (a stream table becomes ACTIVE, a history row ends ...).
 #[derive(Debug, Clone)]
 pub enum Note {
     /// The reconcile of a stream table that is written with this apply.
-    Installed { view: ViewId, refresh: Option<i64> },
+    Installed {
+        view: ViewId,
+        refresh: Option<i64>,
+        /// `config_version` of what was prepared: what was altered since is prepared again before it counts.
+        version: i64,
+    },
 }
 
 /// Arguments of one call of an apply function: deleted and inserted rows; `None`: more calls follow.
@@ -62,14 +89,16 @@ type Call<'a> = (Option<&'a [String]>, Option<&'a [String]>);
 
 /// The one session that writes stream tables.
 pub struct Writer {
-    client: Client,
-    pipeline: String,
+    pub(super) client: Client,
+    pub(super) pipeline: String,
     generation: i64,
-    begin: String,
-    commit: String,
-    fence: Statement,
-    calls: HashMap<ViewId, Statement>,
+    pub(super) commit: String,
+    /// The statement that calls the apply function of a stream table.
+    pub(super) calls: HashMap<ViewId, String>,
+    pub(super) deferred: Deferred,
     roll_up: RollUp,
+    /// What children the sources have, as the plans know them.
+    pub(super) hierarchies: Hierarchies,
 }
 
 impl Writer {
@@ -79,29 +108,23 @@ impl Writer {
         // while the slot does not.
         const DURABLE: &str = "select case when s in ('off', 'local') then 'on' else s end
             from pg_catalog.current_setting('synchronous_commit') s";
-        let durable: String = client.query_one(DURABLE, &[]).await.map_err(error)?.get(0);
-        // An owner's function may have left any setting behind: each transaction pins them again, and the commit its
-        // own durability.
-        let pinned = PINNED.iter().chain(&[("lock_timeout", LOCK_TIMEOUT)]);
-        let pinned: Vec<String> =
-            pinned.map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', true)")).collect();
-        let begin = format!("begin; select {}", pinned.join(", "));
-        let commit = format!("set local synchronous_commit = '{durable}'; commit");
-        const FENCE: &str =
-            "update pgtrickle.pgt_pipelines set frontier = $1, data_timestamp = coalesce($2, data_timestamp),
-                heartbeat_at = pg_catalog.clock_timestamp(), changed_lsn = coalesce($5, changed_lsn)
-            where pipeline = $3 and generation = $4 returning pg_catalog.pg_current_snapshot()::text";
-        let fence = client.prepare(FENCE).await.map_err(error)?;
+        let durable: String = client.query_typed_one(DURABLE, &[]).await.map_err(error)?.get(0);
+        let deferred = Deferred::of_session(&client).await?;
         Ok(Writer {
             client,
             pipeline: pipeline.to_owned(),
             generation,
-            begin,
-            commit,
-            fence,
+            commit: format!("set local synchronous_commit = '{durable}'; commit"),
             calls: HashMap::new(),
+            deferred,
             roll_up: RollUp::default(),
+            hierarchies: Hierarchies::default(),
         })
+    }
+
+    /// From now on an apply is given up where a source has other children.
+    pub fn watch(&mut self, hierarchies: Hierarchies) {
+        self.hierarchies = hierarchies;
     }
 
     pub fn forget(&mut self, view: ViewId) {
@@ -109,7 +132,7 @@ impl Writer {
         self.roll_up.forget(view);
     }
 
-    /// Applies one step. Retries while a transaction of it is not yet visible, and what gave way to a lock.
+    /// Applies one step; batches come after those of the stream tables that they read. Retries while a transaction of it is not yet visible, and what gave way to a lock.
     pub async fn apply(
         &mut self,
         progress: &Progress,
@@ -124,17 +147,27 @@ impl Writer {
             let outcome = match attempt {
                 Err(e) if e.kind() != ErrorKind::Connection && e.kind() != ErrorKind::LeaseHeld => {
                     self.rollback().await?;
-                    tracing::debug!(error = %e, "an apply failed; again with a savepoint per stream table");
+                    tracing::debug!(error = %e.for_logs(), "an apply failed; again with a savepoint per stream table");
                     self.with_savepoints(progress, batches, notes).await
                 }
                 other => other,
             };
             match outcome {
-                Ok(Some(applied)) => return Ok(applied),
+                Ok(Some(applied)) if !applied.moved => return Ok(applied),
+                Ok(Some(moved)) => {
+                    self.rollback().await?;
+                    return Ok(moved);
+                }
                 Ok(None) => {
                     self.rollback().await?;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(50));
+                    // Everything would be written in vain once more: looked at from outside until it can be seen.
+                    loop {
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_millis(50));
+                        if self.shows(progress).await? {
+                            break;
+                        }
+                    }
                 }
                 Err(e) => {
                     // The session may be gone, then the error says so already.
@@ -154,11 +187,7 @@ impl Writer {
                     // Found again, as that stream table's error, when it is to be called.
                     Err(_) => continue,
                 };
-                match self.client.prepare(&sql).await {
-                    Ok(statement) => drop(self.calls.insert(*view, statement)),
-                    // Found again, with the stream table's name, when the call fails.
-                    Err(e) => tracing::debug!(error = %e, view, "an apply function can't be prepared"),
-                }
+                self.calls.insert(*view, sql);
             }
         }
         Ok(())
@@ -168,27 +197,29 @@ impl Writer {
         self.client.batch_execute("rollback").await.map_err(error)
     }
 
-    async fn fence(&self, progress: &Progress) -> Result<Option<Snapshot>> {
-        let lsn = PgLsn::from(progress.frontier);
-        let row = self
-            .client
-            .query_opt(
-                &self.fence,
-                &[
-                    &lsn,
-                    &progress.data_time,
-                    &self.pipeline,
-                    &self.generation,
-                    &progress.changed.map(PgLsn::from),
-                ],
-            )
-            .await
-            .map_err(error)?;
+    pub(super) async fn fence(&self, progress: &Progress) -> Result<Option<Snapshot>> {
+        let (lsn, changed) = (PgLsn::from(progress.frontier), progress.changed.map(PgLsn::from));
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&lsn, Type::PG_LSN),
+            (&progress.data_time, Type::TIMESTAMPTZ),
+            (&self.pipeline, Type::TEXT),
+            (&self.generation, Type::INT8),
+            (&changed, Type::PG_LSN),
+        ];
+        let row = self.client.query_typed_opt(FENCE, &parameters).await.map_err(error)?;
         row.map(|row| row.get::<_, String>(0).parse()).transpose()
     }
 
+    /// Whether a snapshot of now shows all transactions of the step as finished.
+    async fn shows(&self, progress: &Progress) -> Result<bool> {
+        const NOW: &str = "select pg_catalog.pg_current_snapshot()::text";
+        let snapshot: Snapshot =
+            self.client.query_typed_one(NOW, &[]).await.map_err(error)?.get::<_, String>(0).parse()?;
+        Ok(progress.xids.iter().all(|xid| snapshot.is_visible(*xid)))
+    }
+
     /// Whether the snapshot shows all transactions of the step as finished; an error if the fence did not hold.
-    fn admitted(&self, fence: Option<Snapshot>, progress: &Progress) -> Result<bool> {
+    pub(super) fn admitted(&self, fence: Option<Snapshot>, progress: &Progress) -> Result<bool> {
         let Some(snapshot) = fence else {
             return Err(Error::new(ErrorKind::LeaseHeld, "another sidecar has taken over this pipeline")
                 .with_hint("only one sidecar writes; this one ends"));
@@ -204,23 +235,55 @@ impl Writer {
         notes: &[Note],
         flush_history: bool,
     ) -> Result<Option<Applied>> {
-        let begin = async { self.client.batch_execute(&self.begin).await.map_err(error) };
+        let begin = async { self.client.batch_execute(guarded::BEGIN).await.map_err(error) };
         let fence = self.fence(progress);
-        let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
+        let look = async {
+            match batches.is_empty() {
+                true => Ok(Seen::default()),
+                false => self.deferred.look(&self.client).await,
+            }
+        };
         let consume = poll::consume(&self.client, &progress.consumed);
-        let ((), fence, (), written) = futures_util::future::try_join4(begin, fence, consume, calls).await?;
+        let hold = self.hierarchies.hold(&self.client);
+        let calls = try_join_all(batches.iter().map(|(view, batch)| self.call(*view, batch)));
+        // In this order: the calls come last, and after them only what looks at what they left. Where they take several
+        // flights, so does that.
+        let together = batches.iter().all(|(_, batch)| is_one_call(batch));
+        let after = async {
+            match together && !batches.is_empty() {
+                true => self.left().await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let before = try_join(look, hold);
+        let flight = futures_util::future::try_join5(begin, fence, before, consume, calls);
+        let (((), fence, (seen, hold), (), written), left) = try_join(flight, after).await?;
         if !self.admitted(fence, progress)? {
             return Ok(None);
         }
-        let written: BTreeMap<ViewId, Written> = written.into_iter().collect();
-        for Note::Installed { view, refresh } in notes {
-            self.installed(*view, *refresh, written.get(view).copied().unwrap_or_default()).await?;
+        if !hold {
+            return Ok(Some(Applied { moved: true, ..Applied::default() }));
         }
+        match left {
+            Some(left) => left.since(seen.rows)?,
+            None if batches.is_empty() => {}
+            None => self.left().await?.since(seen.rows)?,
+        }
+        let written: BTreeMap<ViewId, Written> = written.into_iter().collect();
+        let noted: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
+        if !hold::catalog_rows(&self.client, &noted).await?.is_empty() {
+            return Err(hold::busy());
+        }
+        for note in notes {
+            let Note::Installed { view, .. } = note;
+            self.installed(note, written.get(view).copied().unwrap_or_default()).await?;
+        }
+        let untold = due::tell(&self.client, progress.frontier, progress.scheduled.iter()).await?;
         self.finish(progress, &written, notes, flush_history).await?;
-        Ok(Some(Applied { written, failed: Vec::new() }))
+        Ok(Some(Applied { written, untold, ..Applied::default() }))
     }
 
-    async fn finish(
+    pub(super) async fn finish(
         &mut self,
         progress: &Progress,
         written: &BTreeMap<ViewId, Written>,
@@ -235,129 +298,42 @@ impl Writer {
         self.client.batch_execute(&self.commit).await.map_err(error)
     }
 
-    async fn installed(&self, view: ViewId, refresh: Option<i64>, written: Written) -> Result<()> {
+    pub(super) async fn installed(&self, note: &Note, written: Written) -> Result<()> {
         const SQL: &str = "update pgtrickle.pgt_stream_tables set
-            status = case when status = 'SUSPENDED' then status else 'ACTIVE' end, is_populated = true,
+            status = case when status = 'SUSPENDED' or config_version <> $2 then status else 'ACTIVE' end, is_populated = true,
             last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0, last_error_sqlstate = null,
-            last_error_message = null, last_error_at = null where pgt_id = $1";
-        self.client.execute(SQL, &[&view]).await.map_err(error)?;
+            last_error_message = null, last_error_query = null, last_error_at = null where pgt_id = $1";
+        let Note::Installed { view, refresh, version } = note;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(view, Type::INT8), (version, Type::INT8)];
+        self.client.execute_typed(SQL, &parameters).await.map_err(error)?;
         match refresh {
-            Some(refresh) => super::history::finish(&self.client, refresh, written, None).await,
+            Some(refresh) => super::history::finish(&self.client, *refresh, written, None).await,
             None => Ok(()),
         }
     }
 
-    async fn with_savepoints(
-        &mut self,
-        progress: &Progress,
-        batches: &[(ViewId, Batch)],
-        notes: &[Note],
-    ) -> Result<Option<Applied>> {
-        self.client.batch_execute(&self.begin).await.map_err(error)?;
-        let fence = self.fence(progress).await?;
-        if !self.admitted(fence, progress)? {
-            return Ok(None);
-        }
-        poll::consume(&self.client, &progress.consumed).await?;
-        let mut applied = Applied::default();
-        for (view, batch) in batches {
-            self.client.batch_execute("savepoint one").await.map_err(error)?;
-            let mut outcome = self.call(*view, batch).await;
-            if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Apply && e.sqlstate() == Some("55000"))
-            {
-                // Rows are found by a hash of their text, which a renamed enum label changes.
-                self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                outcome = match self.mend_row_ids(*view).await {
-                    Ok(()) => self.call(*view, batch).await,
-                    Err(e) => Err(e),
-                };
-            }
-            if outcome.as_ref().is_err_and(|e| e.sqlstate() == Some("23505")) {
-                // A unique index of the user's sees old and new values at once when rows are replaced in place:
-                // delete them all first, then insert.
-                self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                let split =
-                    Batch { deleted: [&batch.deleted[..], &batch.inserted[..]].concat(), ..batch.clone() };
-                outcome = self.call_split(*view, batch, &split).await;
-            }
-            match outcome {
-                Ok((view, written)) => {
-                    applied.written.insert(view, written);
-                    self.client.batch_execute("release savepoint one").await.map_err(error)?;
-                }
-                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-                Err(e) => {
-                    self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                    applied.failed.push((*view, e));
-                }
-            }
-        }
-        let mut noted = Vec::new();
-        for note in notes {
-            let Note::Installed { view, refresh } = note;
-            if applied.failed.iter().any(|(failed, _)| failed == view) {
-                continue;
-            }
-            // Somebody's open transaction may hold the catalog row: that stream table comes back by another reconcile.
-            self.client.batch_execute("savepoint one").await.map_err(error)?;
-            let written = applied.written.get(view).copied().unwrap_or_default();
-            match self.installed(*view, *refresh, written).await {
-                Ok(()) => noted.push(note.clone()),
-                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-                Err(e) => {
-                    self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                    applied.failed.push((*view, e));
-                }
-            }
-        }
-        // History rows refer to the stream tables' own: a transaction that drops one must not stop the others.
-        self.client.batch_execute("savepoint one").await.map_err(error)?;
-        let written = applied.written.clone();
-        match self.finish(progress, &written, &noted, false).await {
-            Err(e) if e.kind() == ErrorKind::Contention => {
-                tracing::debug!(error = %e, "counts of the last applies are left out of the history");
-                self.client.batch_execute("rollback to savepoint one").await.map_err(error)?;
-                self.client.batch_execute(&self.commit).await.map_err(error)?;
-            }
-            outcome => outcome?,
-        }
-        Ok(Some(applied))
+    /// After owners' code: our own settings again, and what it wrote where code could wait for COMMIT.
+    async fn left(&self) -> Result<Seen> {
+        try_join(guarded::reset(&self.client), self.deferred.look(&self.client)).await.map(|((), seen)| seen)
     }
 
     /// Calls the apply function in chunks and checks that it found what it should.
-    async fn call(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
+    pub(super) async fn call(&self, view: ViewId, batch: &Batch) -> Result<(ViewId, Written)> {
         let counts = self.call_rows(view, batch).await?;
         check(batch, batch.deleted.len(), batch.replaced, counts)?;
         let updated = batch.replaced as i64;
         Ok((view, Written { inserted: counts.inserted - updated, updated, deleted: counts.deleted }))
     }
 
-    /// As [`Writer::call`] with everything in the way deleted first: nothing is replaced then.
-    async fn call_split(&self, view: ViewId, batch: &Batch, split: &Batch) -> Result<(ViewId, Written)> {
-        let counts = self.call_rows(view, split).await?;
-        check(batch, batch.deleted.len() + batch.replaced, 0, counts)?;
-        let updated = batch.replaced as i64;
-        let (inserted, deleted) = (counts.inserted - updated, counts.deleted - updated);
-        Ok((view, Written { inserted, updated, deleted }))
-    }
-
-    /// Hashes all rows of a row-id table again; the other form has nothing to mend.
-    async fn mend_row_ids(&self, view: ViewId) -> Result<()> {
-        let Some(statement) = self.calls.get(&view) else { return Ok(()) };
-        let none: Option<Vec<String>> = None;
-        self.client.query_one(statement, &[&none, &none]).await.map(drop).map_err(error)
-    }
-
-    async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<Counts> {
+    pub(super) async fn call_rows(&self, view: ViewId, batch: &Batch) -> Result<Counts> {
         let Some(statement) = self.calls.get(&view) else {
             owned::statement(&self.client, Function::Apply, view).await?;
-            // It is there by now; the next attempt prepares it.
-            let context = format!("the function pgtrickle_queries.apply_{view} could not be prepared");
+            // It is there by now; the next attempt calls it.
+            let context = format!("the function pgtrickle_queries.apply_{view} was not there");
             return Err(Error::new(ErrorKind::Apply, context).with_sqlstate("55000"));
         };
         let mut counts = Counts::default();
-        let small = batch.deleted.len() + batch.inserted.len() <= CALL_ROWS;
-        let calls: Vec<Call<'_>> = match small {
+        let calls: Vec<Call<'_>> = match is_one_call(batch) {
             true => vec![(Some(&batch.deleted), Some(&batch.inserted))],
             // All deletes come before any insert: keys and unique values may move between rows. The last call, without
             // rows, has deferrable constraints checked.
@@ -368,7 +344,11 @@ impl Writer {
             }
         };
         for (gone, new) in calls {
-            let row = self.client.query_one(statement, &[&gone, &new]).await.map_err(error)?;
+            let parameters = [(&gone as &(dyn ToSql + Sync), Type::TEXT_ARRAY), (&new, Type::TEXT_ARRAY)];
+            // Sent together: no other owner's code runs in between.
+            let reset = guarded::reset(&self.client);
+            let call = async { self.client.query_typed_one(statement, &parameters).await.map_err(error) };
+            let ((), row) = try_join(reset, call).await?;
             let [deleted, inserted, replaced] = owned::counts(Function::Apply, view, row.get(0))?;
             counts.deleted += deleted;
             counts.inserted += inserted;
@@ -378,17 +358,21 @@ impl Writer {
     }
 }
 
+fn is_one_call(batch: &Batch) -> bool {
+    batch.deleted.len() + batch.inserted.len() <= CALL_ROWS
+}
+
 /// What an apply function found.
 #[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    deleted: i64,
-    inserted: i64,
+pub(super) struct Counts {
+    pub(super) deleted: i64,
+    pub(super) inserted: i64,
     /// How many of `inserted` took the place of a row of the same key.
     replaced: i64,
 }
 
 /// Every row that goes or is replaced must have been there, no other may be touched, and all must be stored.
-fn check(batch: &Batch, deleted: usize, replaced: usize, found: Counts) -> Result<()> {
+pub(super) fn check(batch: &Batch, deleted: usize, replaced: usize, found: Counts) -> Result<()> {
     if found.deleted != deleted as i64 {
         let context = format!(
             "{deleted} rows should have been deleted, {} were there: the table was changed by somebody else",

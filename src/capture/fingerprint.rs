@@ -1,6 +1,6 @@
 //! What makes held rows valid besides row changes: the shape of the source.
 //!
-//! ALTER TYPE ... USING, a rename of an enum label, a new replica identity change rows or their text without a single
+//! ALTER TYPE ... USING, a rename of an enum label, an attribute of a composite type, a new replica identity change rows or their text without a single
 //! row in the WAL. The fingerprint covers them; it is read at the boundary, under the locks, and compared again by a
 //! timer. A difference means: read the source again. A source is a table's own rows: its children are not part of it
 //! but of the plans that read them (`supervisor::validity`).
@@ -18,7 +18,7 @@ pub type Fingerprints = BTreeMap<u32, Fingerprint>;
 /// The shape of a source as far as held rows depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Names, types, identity, labels.
+    /// Names, types with what they are made of, identity.
     shape: String,
     /// `xmin` of the held columns' `pg_attribute` rows: every ALTER of a column moves it, also one that keeps the type;
     /// so does a GRANT on a column.
@@ -41,8 +41,8 @@ select c.oid, md5(concat_ws('|', n.nspname, c.relname, c.relkind, c.relpersisten
                                  a.attgenerated), ';' order by a.attnum)
        from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         and a.attnum = any(w.attributes)),
-    (select string_agg(concat_ws(',', e.enumtypid, e.oid, e.enumlabel), ';' order by e.oid) from pg_catalog.pg_enum e
-      where e.enumtypid in (select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = any(w.attributes))),
+    (select pgtrickle._type_facts(array_agg(a.atttypid)) from pg_catalog.pg_attribute a
+      where a.attrelid = c.oid and a.attnum = any(w.attributes) and a.atttypid >= 16384 and not a.attisdropped),
     (select string_agg(concat_ws(',', i.indexrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indisvalid), ';'
             order by i.indexrelid)
        from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisunique))),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, pin_mut};
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::source::{SourceSpec, quote};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,8 +16,52 @@ use crate::postgres::sessions::error;
 use crate::row::copy::CopyDecoder;
 use crate::row::{Row, TypeClass};
 
-/// Rows handed over at once.
+/// Rows handed over at once, or as many as came with so many bytes.
 const CHUNK: usize = 8_192;
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// How fast sources may be read. What is not taken from the session is not sent: the server waits as soon as the buffers
+/// of the connection are full, and reads no further.
+#[derive(Debug)]
+pub struct Pace {
+    /// Bytes per second; `None`: as fast as it goes.
+    rate: Option<f64>,
+    /// When everything that was taken so far may have been taken.
+    paid: Instant,
+    /// Bytes that were taken since.
+    open: usize,
+}
+
+impl Pace {
+    /// Bytes that are taken between two looks at the clock.
+    const STEP: usize = 64 << 10;
+
+    /// A pace of `rate` bytes per second that begins now; `None` or 0: unlimited.
+    pub fn new(rate: Option<u64>) -> Pace {
+        Pace { rate: rate.filter(|r| *r > 0).map(|r| r as f64), paid: Instant::now(), open: 0 }
+    }
+
+    /// Takes `bytes`, and waits until they may have been taken. What was not used up in a pause is not made up for.
+    pub async fn spend(&mut self, bytes: usize) {
+        self.open += bytes;
+        let Some(rate) = self.rate.filter(|_| self.open >= Pace::STEP) else { return };
+        let now = Instant::now();
+        // A second of slowness elsewhere may be caught up with, not more.
+        self.paid = self.paid.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
+        self.paid += Duration::from_secs_f64(self.open as f64 / rate);
+        self.open = 0;
+        if let Some(ahead) = self.paid.checked_duration_since(now) {
+            tokio::time::sleep(ahead).await;
+        }
+    }
+}
+
+/// Bytes per second at which sources may be read whole, from the setting `hydrate_rate_mb`; `None`: no limit.
+pub async fn rate(client: &Client, pipeline: &str) -> Result<Option<u64>> {
+    const SQL: &str = "select pgtrickle._limit_setting('hydrate_rate_mb', $1) * 1048576";
+    let rate: Option<i64> = client.query_one(SQL, &[&pipeline]).await.map_err(error)?.get(0);
+    Ok(rate.and_then(|rate| u64::try_from(rate).ok()))
+}
 
 /// An open boundary: a REPEATABLE READ transaction that holds the sources' locks.
 pub struct Boundary {
@@ -25,9 +69,9 @@ pub struct Boundary {
     pub snapshot: Snapshot,
 }
 
-/// Why there is no boundary.
+/// Why there is no boundary, or nothing more to be read behind it.
 pub struct Refusal {
-    /// The source that can't be locked; the others may be read without it.
+    /// The source that can't be locked or read; the others may be read without it.
     pub source: Option<u32>,
     pub error: Error,
 }
@@ -61,33 +105,41 @@ impl Boundary {
         }
     }
 
-    /// Reads one source and passes its rows on in chunks. Returns the number of rows.
-    pub async fn copy(
+    /// Reads one source and passes its rows on in chunks, at the pace that `pace` and `sink` allow. Returns the number of
+    /// rows. Where the source can't be read (a damaged page, text without a UTF-8 form), the boundary is lost.
+    pub async fn copy<F>(
         &self,
         source: &SourceSpec,
-        mut sink: impl FnMut(Vec<Row>) -> Result<()>,
-    ) -> Result<u64> {
+        pace: &mut Pace,
+        mut sink: impl FnMut(Vec<Row>) -> F,
+    ) -> Result<u64, Refusal>
+    where
+        F: Future<Output = Result<()>>,
+    {
         let list: Vec<String> = source.columns.iter().map(|c| quote(&c.name)).collect();
         // A source without needed columns still counts its rows.
         let list = if list.is_empty() { "null".to_owned() } else { list.join(", ") };
         let sql = format!("copy (select {list} from only {}) to stdout", source.qualified());
-        let during = |e: Error| explain(e, source);
+        let during = |e: Error| of_source(explain(e, source), source);
         let stream = self.client.copy_out(&sql).await.map_err(|e| during(error(e)))?;
         pin_mut!(stream);
         let classes: Vec<TypeClass> = source.columns.iter().map(|c| c.class).collect();
         let mut decoder = CopyDecoder::new(classes);
-        let (mut rows, mut total) = (Vec::with_capacity(CHUNK), 0u64);
+        let (mut rows, mut held, mut total) = (Vec::with_capacity(CHUNK), 0, 0u64);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes.map_err(|e| during(error(e)))?;
+            pace.spend(bytes.len()).await;
             // The server sends one row per message.
             rows.push(decoder.decode(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).map_err(during)?);
-            if rows.len() >= CHUNK {
+            held += bytes.len();
+            if rows.len() >= CHUNK || held >= CHUNK_BYTES {
                 total += rows.len() as u64;
-                sink(std::mem::replace(&mut rows, Vec::with_capacity(CHUNK)))?;
+                held = 0;
+                sink(std::mem::replace(&mut rows, Vec::with_capacity(CHUNK))).await?;
             }
         }
         total += rows.len() as u64;
-        sink(rows)?;
+        sink(rows).await?;
         Ok(total)
     }
 
@@ -102,11 +154,13 @@ async fn lock(client: &Client, sources: &[SourceSpec]) -> Result<Snapshot, Refus
     client.batch_execute("begin isolation level repeatable read read only").await.map_err(error)?;
     for source in sources {
         let sql = format!("lock table only {} in access share mode", source.qualified());
-        client.batch_execute(&sql).await.map_err(|e| {
-            let error = explain(error(e), source);
-            let alone = error.kind() != ErrorKind::Connection;
-            Refusal { source: alone.then_some(source.oid), error }
-        })?;
+        let locked = client.batch_execute(&sql).await;
+        locked.map_err(|e| of_source(explain(error(e), source), source))?;
+    }
+    for source in sources {
+        same_table(client, &source.qualified(), source.oid)
+            .await
+            .map_err(|error| Refusal { source: Some(source.oid), error })?;
     }
     const SNAPSHOT: &str = "select pg_catalog.pg_is_in_recovery(), pg_catalog.pg_current_snapshot()::text";
     let row = client.query_one(SNAPSHOT, &[]).await.map_err(error)?;
@@ -116,6 +170,27 @@ async fn lock(client: &Client, sources: &[SourceSpec]) -> Result<Snapshot, Refus
             .into());
     }
     Ok(row.get::<_, String>(1).parse()?)
+}
+
+/// Checks that a locked name is still that table: its owner may have put a view in its place, whose functions would run
+/// with the rights of whoever reads it.
+///
+/// # Errors
+/// `Contention` when it is another relation now.
+pub async fn same_table(client: &Client, qualified: &str, oid: u32) -> Result<()> {
+    const SAME: &str = "select from pg_catalog.pg_class c
+        where c.oid = pg_catalog.to_regclass($1)::oid and c.oid = $2 and c.relkind in ('r', 'p')";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&qualified, Type::TEXT), (&oid, Type::OID)];
+    match client.query_typed_opt(SAME, &parameters).await.map_err(error)? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(ErrorKind::Contention, format!("{qualified} is another relation now"))),
+    }
+}
+
+/// A session that ended says nothing about the source.
+fn of_source(error: Error, source: &SourceSpec) -> Refusal {
+    let alone = error.kind() != ErrorKind::Connection;
+    Refusal { source: alone.then_some(source.oid), error }
 }
 
 fn explain(error: Error, source: &SourceSpec) -> Error {

@@ -5,6 +5,7 @@
 
 pub mod change;
 pub mod fingerprint;
+pub mod hierarchy;
 pub mod hydrate;
 pub mod poll;
 pub mod publication;

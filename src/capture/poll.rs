@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::trigger::{Captured, Op};
 use crate::error::{Error, ErrorKind, Result};
@@ -137,7 +137,9 @@ pub async fn consume(client: &Client, consumed: &Consumed) -> Result<()> {
              using rows from (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::text[])) as c(seq, xid)
              where b.seq = c.seq and b.xid = c.xid::pg_catalog.xid8"
         );
-        let deleted = client.execute(&sql, &[&rows.numbers, &rows.xids]).await.map_err(error)?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&rows.numbers, Type::INT8_ARRAY), (&rows.xids, Type::TEXT_ARRAY)];
+        let deleted = client.execute_typed(&sql, &parameters).await.map_err(error)?;
         if deleted != rows.numbers.len() as u64 {
             let context = format!("the change buffer changes_{source} was emptied by somebody else");
             return Err(Error::new(ErrorKind::Identity, context));

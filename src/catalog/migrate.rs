@@ -3,7 +3,8 @@
 //! The files under `schema/` are embedded, ordered by name and idempotent. `pgtrickle.schema_files` holds the SHA-256
 //! of each file as it was applied; a file whose checksum differs is applied again, `999_grants.sql` after any other.
 //! Invariant: one transaction under one advisory lock, so a database has the old state or the new one, and a schema
-//! that a newer binary made is never touched. [`script`] is the same thing as text for psql.
+//! that a newer binary made is never touched. A schema of an older release is served as it is until somebody says
+//! `init --upgrade`. [`script`] is the same thing as text for psql.
 
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
@@ -11,7 +12,11 @@ use tokio_postgres::Client;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Grows with every release that changes a file; a database with a larger number belongs to a newer binary.
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
+
+/// The oldest version that this binary can serve: that of the release before. Version 1 was there before the first release
+/// and is served by none; it is upgraded.
+pub const OLDEST_SCHEMA: i32 = 2;
 
 /// Key of the advisory lock that keeps two migrations apart (the lease of a pipeline has another second half).
 const LOCK: &str =
@@ -57,6 +62,11 @@ pub const FILES: &[SchemaFile] = files![
     "013_health.sql",
     "013_health_check.sql",
     "014_ddl.sql",
+    "016_state.sql",
+    "017_alerts.sql",
+    "017_pause.sql",
+    "018_pipelines.sql",
+    "020_comments.sql",
     "999_grants.sql",
 ];
 
@@ -74,6 +84,8 @@ pub struct Options {
     pub sidecar_role: Option<String>,
     /// Roles that may create stream tables; each gets `pgtrickle.grant_usage`.
     pub grant_to: Vec<String>,
+    /// Brings a schema of an older release to this one. Without it such a schema is left alone.
+    pub upgrade: bool,
 }
 
 /// What a migration did.
@@ -121,6 +133,13 @@ pub async fn migrate(client: &mut Client, options: &Options) -> Result<Report> {
             .map_err(failed("read the schema's version"))?
             .get(0);
         check_age(&known, version)?;
+        if !options.upgrade && version.is_some_and(|version| version < SCHEMA_VERSION) {
+            return Err(Error::new(ErrorKind::NotInstalled, older(version))
+                .with_hint("run `pgtrickle init --upgrade`; with --print it shows what it would do"));
+        }
+    } else if options.upgrade {
+        return Err(Error::new(ErrorKind::NotInstalled, "there is no schema to upgrade in this database")
+            .with_hint("run `pgtrickle init`"));
     }
     let mut report = Report::default();
     for file in FILES {
@@ -147,7 +166,7 @@ const RECORD: &str = "insert into pgtrickle.schema_files (file, checksum) values
 fn record_version() -> String {
     format!(
         "insert into pgtrickle.settings (key, value) values ('schema_version', '{SCHEMA_VERSION}') \
-         on conflict (key) do update set value = excluded.value where settings.value <> excluded.value"
+         on conflict (key, pipeline) do update set value = excluded.value where settings.value <> excluded.value"
     )
 }
 
@@ -253,20 +272,62 @@ pub async fn check_installed(client: &Client) -> Result<()> {
         })?;
     let (files, sums): (Vec<String>, Vec<String>) = (state.get(1), state.get(2));
     let known: Vec<(String, String)> = files.into_iter().zip(sums).collect();
-    check_age(&known, state.get(0))?;
+    let version: Option<i32> = state.get(0);
+    check_age(&known, version)?;
     let stale =
         FILES.iter().find(|f| !known.iter().any(|(name, sum)| name == f.name && *sum == f.checksum()));
-    if let Some(file) = stale {
-        return Err(Error::new(
-            ErrorKind::NotInstalled,
-            format!("the schema in the database is not that of this binary: {} differs", file.name),
-        )
-        .with_hint("run `pgtrickle init` with this binary: it upgrades the schema"));
+    match served(version) {
+        // An older release: its files are others, and that is all right.
+        Served::Older => {
+            tracing::warn!("{}; it is served as it is until `pgtrickle init --upgrade`", older(version))
+        }
+        Served::TooOld => {
+            return Err(Error::new(ErrorKind::NotInstalled, older(version)).with_hint(format!(
+                "run `pgtrickle init --upgrade` with this binary, which serves schemas from version {OLDEST_SCHEMA} on"
+            )));
+        }
+        Served::Own => {
+            if let Some(file) = stale {
+                return Err(Error::new(
+                    ErrorKind::NotInstalled,
+                    format!("the schema in the database is not that of this binary: {} differs", file.name),
+                )
+                .with_hint("run `pgtrickle init` with this binary: it upgrades the schema"));
+            }
+        }
     }
     match client.query_one(RIGHTS, &[]).await.map_err(failed("look at the role's rights"))?.get(0) {
         true => Ok(()),
         false => Err(no_rights()),
     }
+}
+
+/// How a schema that is not newer than this binary is treated.
+#[derive(Debug, PartialEq, Eq)]
+enum Served {
+    /// Of this release: its files must be ours.
+    Own,
+    /// Of an older release that this binary can serve.
+    Older,
+    TooOld,
+}
+
+fn served(version: Option<i32>) -> Served {
+    by_version(version, OLDEST_SCHEMA, SCHEMA_VERSION)
+}
+
+/// A schema without a version is half restored: it must be ours.
+fn by_version(version: Option<i32>, oldest: i32, own: i32) -> Served {
+    match version {
+        Some(version) if version < oldest => Served::TooOld,
+        Some(version) if version < own => Served::Older,
+        _ => Served::Own,
+    }
+}
+
+fn older(version: Option<i32>) -> String {
+    let version = version.unwrap_or_default();
+    format!("the schema in the database has version {version}, this binary brings version {SCHEMA_VERSION}")
 }
 
 /// Maps the server's error: the kind from its SQLSTATE, the context from its message.
@@ -303,6 +364,7 @@ fn failed(what: &str) -> impl Fn(tokio_postgres::Error) -> Error + use<> {
 /// The whole migration as one script for psql, for DBAs who don't let a program create objects.
 ///
 /// Run by psql it does the same as [`migrate`], except that it applies every file whether it has changed or not.
+/// To upgrade is what it does anyway; with `upgrade` it refuses a database without a schema.
 pub fn script(options: &Options) -> String {
     let names: Vec<String> = FILES.iter().map(|file| literal(file.name)).collect();
     let mut out = format!(
@@ -323,6 +385,13 @@ pub fn script(options: &Options) -> String {
         version = env!("CARGO_PKG_VERSION"),
         names = names.join(", "),
     );
+    if options.upgrade {
+        out.push_str(
+            "do $check$\nbegin\n    if to_regclass('pgtrickle.schema_files') is null then\n        \
+             raise exception 'there is no schema to upgrade in this database' using hint = 'Use init --print.';\n    \
+             end if;\nend $check$;\n",
+        );
+    }
     for file in FILES {
         out.push_str(&format!("\n-- {}\n{}", file.name, file.sql));
         let record = RECORD.replace("$1", &literal(file.name)).replace("$2", &literal(&file.checksum()));
@@ -365,8 +434,21 @@ mod tests {
     }
 
     #[test]
+    fn a_schema_of_the_release_before_is_served_and_an_older_one_is_not() {
+        assert_eq!(by_version(Some(7), 6, 7), Served::Own);
+        assert_eq!(by_version(Some(6), 6, 7), Served::Older);
+        assert_eq!(by_version(Some(5), 6, 7), Served::TooOld);
+        assert_eq!(by_version(None, 6, 7), Served::Own);
+        const { assert!(OLDEST_SCHEMA == SCHEMA_VERSION || OLDEST_SCHEMA == SCHEMA_VERSION - 1) }
+    }
+
+    #[test]
     fn role_names_are_quoted_in_the_script() {
-        let options = Options { sidecar_role: Some("si'de".to_owned()), grant_to: vec!["a\\b".to_owned()] };
+        let options = Options {
+            sidecar_role: Some("si'de".to_owned()),
+            grant_to: vec!["a\\b".to_owned()],
+            upgrade: false,
+        };
         let text = script(&options);
         assert!(text.contains("select pgtrickle.set_sidecar_role('si''de');"));
         assert!(text.contains("select pgtrickle.grant_usage(E'a\\\\b');"));

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::{Json, PgLsn};
+use chrono::{DateTime, Utc};
+use tokio_postgres::types::{Json, PgLsn, ToSql, Type};
 use tokio_postgres::{Client, GenericClient};
 
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::verify::work_sql;
+use crate::catalog::behind::Complete;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::error;
@@ -36,6 +38,9 @@ pub struct StreamTableRow {
     pub was_live: bool,
     /// The storage table has another name or schema than its functions know.
     pub renamed: bool,
+    /// MB of state that it may hold, if it or the database says so; rows that its joins may make in one step.
+    pub state_limit_mb: Option<i64>,
+    pub join_limit_rows: Option<i64>,
 }
 
 impl StreamTableRow {
@@ -48,15 +53,17 @@ impl StreamTableRow {
     }
 }
 
-/// All stream tables of a pipeline.
+/// All stream tables of a pipeline; one that another pipeline has not let go of yet is not its own.
 pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<StreamTableRow>> {
     const SQL: &str = "select s.pgt_id, coalesce(n.nspname::text, s.pgt_schema), coalesce(c.relname::text, s.pgt_name), c.oid, v.oid, s.schedule, s.requested_refresh_mode,
             s.refresh_mode, s.status, s.key_columns, s.config_version, s.consecutive_errors,
-            s.frontier is not null, c.oid is not null and (n.nspname, c.relname) is distinct from (s.pgt_schema, s.pgt_name)
+            s.frontier is not null, c.oid is not null and (n.nspname, c.relname) is distinct from (s.pgt_schema, s.pgt_name),
+            coalesce(s.state_limit_mb, (select pgtrickle._limit_setting('state_limit_mb', $1))),
+            (select pgtrickle._limit_setting('join_limit_rows', $1))
         from pgtrickle.pgt_stream_tables s
         left join pg_catalog.pg_class c on c.oid = s.pgt_relid left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         left join pg_catalog.pg_class v on v.oid = s.query_view
-        where s.pipeline = $1 order by s.pgt_id";
+        where s.pipeline = $1 and s.moving_from is null order by s.pgt_id";
     let rows = client.query(SQL, &[&pipeline]).await.map_err(error)?;
     let row = |r: &tokio_postgres::Row| StreamTableRow {
         view: r.get(0),
@@ -73,6 +80,8 @@ pub async fn stream_tables(client: &Client, pipeline: &str) -> Result<Vec<Stream
         errors: r.get(11),
         was_live: r.get(12),
         renamed: r.get(13),
+        state_limit_mb: r.get(14),
+        join_limit_rows: r.get(15),
     };
     Ok(rows.iter().map(row).collect())
 }
@@ -89,6 +98,15 @@ pub fn as_sources(
         .collect()
 }
 
+/// Stream tables that other pipelines maintain: they are read as they are stored.
+pub async fn foreign_stream_tables(client: &Client, pipeline: &str) -> Result<HashMap<u32, StreamTable>> {
+    const SQL: &str = "select s.pgt_relid::pg_catalog.oid, s.pgt_id from pgtrickle.pgt_stream_tables s
+        join pg_catalog.pg_class c on c.oid = s.pgt_relid
+        where s.pipeline <> $1 or s.moving_from is not null";
+    let rows = client.query(SQL, &[&pipeline]).await.map_err(error)?;
+    Ok(rows.iter().map(|r| (r.get(0), StreamTable { view: r.get(1), incremental: false })).collect())
+}
+
 /// Identity of a pipeline, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineRow {
@@ -100,6 +118,7 @@ pub struct PipelineRow {
     pub database_name: Option<String>,
     pub slot_name: Option<String>,
     pub frontier: Option<u64>,
+    pub data_timestamp: Option<DateTime<Utc>>,
     /// The last life received changes by polling.
     pub polled: bool,
     pub publication_oid: Option<u32>,
@@ -110,11 +129,12 @@ pub struct PipelineRow {
 pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
     const SQL: &str =
         "select install_id::text, generation, system_identifier, timeline, database_oid, slot_name, frontier,
-            database_name, delivery = 'poll', publication_oid, delivery = 'slot' and slot_shed_at > started_at
+            database_name, delivery = 'poll', publication_oid, delivery = 'slot' and slot_shed_at > started_at,
+            data_timestamp
         from pgtrickle.pgt_pipelines where pipeline = $1";
     let row = client.query_opt(SQL, &[&name]).await.map_err(error)?.ok_or_else(|| {
         Error::new(ErrorKind::Config, format!("there is no pipeline {name} in this database"))
-            .with_hint("use the pipeline main, or run `pgtrickle init`")
+            .with_hint("use the pipeline main, or make one: pgtrickle pipelines create <name>; pgtrickle pipelines lists them")
     })?;
     Ok(PipelineRow {
         install_id: row.get(0),
@@ -128,6 +148,7 @@ pub async fn pipeline(client: &Client, name: &str) -> Result<PipelineRow> {
         polled: row.get::<_, Option<bool>>(8).unwrap_or(false),
         publication_oid: row.get::<_, Option<i64>>(9).and_then(|oid| u32::try_from(oid).ok()),
         shed: row.get::<_, Option<bool>>(10).unwrap_or(false),
+        data_timestamp: row.get(11),
     })
 }
 
@@ -182,8 +203,8 @@ pub async fn set_delivery(
     const SQL: &str =
         "update pgtrickle.pgt_pipelines set delivery = $2, delivery_reason = $3, publication_oid = $4,
             heartbeat_at = pg_catalog.clock_timestamp(),
-            buffer_limit = pgtrickle._setting('buffer_limit_mb', '1024')::bigint * 1048576,
-            capture_patience = pgtrickle._setting_interval('capture_patience', '1 day')
+            buffer_limit = pgtrickle._setting_mb('buffer_limit_mb', $1),
+            capture_patience = pgtrickle._setting_interval('capture_patience', $1)
         where pipeline = $1";
     let publication = publication.map(i64::from);
     client.execute(SQL, &[&name, &delivery, &reason, &publication]).await.map_err(error)?;
@@ -198,9 +219,10 @@ pub async fn shed_slot(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A setting of the database: `pgtrickle.settings`, else `pg_trickle.<name>`.
-pub async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
-    Ok(client.query_one("select pgtrickle._setting($1, null)", &[&name]).await.map_err(error)?.get(0))
+/// A setting of a pipeline: its own in `pgtrickle.settings`, else the database's there, else `pg_trickle.<name>`.
+pub async fn setting(client: &Client, pipeline: &str, name: &str) -> Result<Option<String>> {
+    let row = client.query_one("select pgtrickle._setting($1, $2)", &[&name, &pipeline]).await;
+    Ok(row.map_err(error)?.get(0))
 }
 
 /// Names of the tables whose changes the pipeline's incremental stream tables need.
@@ -293,24 +315,26 @@ pub async fn decide(client: &Client, view: ViewId, mode: &str, reason: Option<&s
     Ok(())
 }
 
-/// Takes a stream table out: status ERROR (it is tried again) or SUSPENDED (until somebody resumes it). `frontier` is
-/// the last commit that it contains. Never waits: an open transaction that changes the stream table holds its row.
+/// Takes a stream table out: status ERROR (it is tried again) or SUSPENDED (until somebody resumes it). `complete` is
+/// up to where it was. Never waits: an open transaction that changes the stream table holds its row.
 pub async fn fail(
     client: &Client,
     view: ViewId,
     status: &str,
     e: &Error,
-    frontier: Option<u64>,
+    complete: Option<Complete>,
 ) -> Result<Noted> {
     const SQL: &str = "with free as (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = $1
             for no key update skip locked),
         noted as (update pgtrickle.pgt_stream_tables s set
             -- Somebody's suspension stays.
             status = case when s.status = 'SUSPENDED' then s.status else $2 end, consecutive_errors = consecutive_errors + 1,
-            last_error_sqlstate = $3, last_error_message = $4, last_error_at = pg_catalog.clock_timestamp(),
-            frontier = coalesce($5, s.frontier),
-            data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'
-                then (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
+            last_error_sqlstate = $3, last_error_message = $4, last_error_query = coalesce($7, s.defining_query),
+            last_error_at = pg_catalog.clock_timestamp(),
+            -- One that is not continuous tells by itself up to where it is complete.
+            frontier = case when pgtrickle._is_continuous(s.schedule) then coalesce($5, s.frontier) else s.frontier end,
+            data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL' and pgtrickle._is_continuous(s.schedule)
+                then coalesce($6, (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline))
                 else s.data_timestamp end
             from free where s.pgt_id = free.pgt_id returning s.pgt_id)
         select exists (select from noted), exists (select from pgtrickle.pgt_stream_tables t where t.pgt_id = $1)";
@@ -318,9 +342,11 @@ pub async fn fail(
         Some(hint) => format!("{}; hint: {hint}", e.context()),
         None => e.context().to_owned(),
     };
-    let frontier = frontier.map(PgLsn::from);
-    let row =
-        client.query_one(SQL, &[&view, &status, &e.sqlstate(), &message, &frontier]).await.map_err(error)?;
+    let frontier = complete.map(|c| PgLsn::from(c.frontier));
+    let data_time = complete.and_then(|c| c.data_time);
+    let values: [&(dyn ToSql + Sync); 7] =
+        [&view, &status, &e.sqlstate(), &message, &frontier, &data_time, &e.statement()];
+    let row = client.query_one(SQL, &values).await.map_err(error)?;
     Ok(match (row.get(0), row.get(1)) {
         (true, _) => Noted::Stored,
         (false, true) => Noted::Locked,
@@ -343,18 +369,6 @@ pub async fn follow_rename(client: &Client, view: ViewId) -> Result<()> {
     Ok(())
 }
 
-/// Stream tables that have left the dataflow to come back by a reconcile: until then they hold what they held at
-/// `frontier`. A row that somebody's open transaction holds is left out.
-pub async fn behind(client: &Client, views: &[ViewId], frontier: u64) -> Result<()> {
-    const SQL: &str = "with free as (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = any ($1)
-            for no key update skip locked)
-        update pgtrickle.pgt_stream_tables s set status = 'INITIALIZING', frontier = $2,
-            data_timestamp = (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
-            from free where s.pgt_id = free.pgt_id and s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL'";
-    client.execute(SQL, &[&views, &PgLsn::from(frontier)]).await.map_err(error)?;
-    Ok(())
-}
-
 /// What became of a change of a catalog row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noted {
@@ -371,11 +385,13 @@ pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> R
     const SQL: &str = "select p.prosrc = $3 and p.prosecdef and p.proowner = c.relowner
         from pgtrickle.pgt_stream_tables s join pg_catalog.pg_class c on c.oid = s.pgt_relid
         join pg_catalog.pg_proc p on p.proname = $2 and p.pronamespace = 'pgtrickle_queries'::pg_catalog.regnamespace
+            and p.pronargs = $4::pg_catalog.int4
         where s.pgt_id = $1";
     for work in plan.rel.remote_work() {
         let Some(number) = work.owner_function() else { continue };
         let name = format!("evaluate_{view}_{number}");
-        let row = client.query_opt(SQL, &[&view, &name, &work_sql(work)]).await.map_err(error)?;
+        let inputs = i32::try_from(work.parameters()).unwrap_or(i32::MAX);
+        let row = client.query_opt(SQL, &[&view, &name, &work_sql(work), &inputs]).await.map_err(error)?;
         if !row.is_some_and(|r| r.get(0)) {
             return Ok(Some(format!(
                 "it calls functions of users, and the function {name} that does so with the owner's rights is missing or changed"
@@ -385,13 +401,19 @@ pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> R
     Ok(None)
 }
 
-/// A FULL stream table was recomputed.
-pub async fn recomputed<C: GenericClient>(client: &C, view: ViewId) -> Result<()> {
+/// A FULL stream table was recomputed; it is due again at `next`.
+pub async fn recomputed<C: GenericClient>(
+    client: &C,
+    view: ViewId,
+    next: Option<chrono::DateTime<chrono::Utc>>,
+) -> Result<()> {
     const SQL: &str = "update pgtrickle.pgt_stream_tables set
             status = case when status = 'SUSPENDED' then status else 'ACTIVE' end, is_populated = true,
-            data_timestamp = pg_catalog.now(), last_refresh_at = pg_catalog.clock_timestamp(), consecutive_errors = 0,
-            last_error_sqlstate = null, last_error_message = null, last_error_at = null where pgt_id = $1";
-    client.execute(SQL, &[&view]).await.map_err(error)?;
+            data_timestamp = pg_catalog.now(), last_refresh_at = pg_catalog.clock_timestamp(), next_refresh_at = $2,
+            consecutive_errors = 0, last_error_sqlstate = null, last_error_message = null, last_error_query = null, last_error_at = null
+        where pgt_id = $1";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&view, Type::INT8), (&next, Type::TIMESTAMPTZ)];
+    client.execute_typed(SQL, &parameters).await.map_err(error)?;
     Ok(())
 }
 
@@ -433,6 +455,25 @@ pub async fn answer(
         "insert into pgtrickle.pgt_answers (request_id, answer, requested_by) values ($1, $2, $3)
         on conflict (request_id) do nothing";
     client.execute(SQL, &[&request, &Json(answer), &role]).await.map_err(error)?;
+    Ok(())
+}
+
+/// Stores an answer about a stream table, which may quote its rows. Anybody can write a request in any role's name, so it
+/// is stored only where that role is the owner or a member of it, and then only that role sees it.
+pub async fn answer_owner(
+    client: &Client,
+    request: i64,
+    view: ViewId,
+    answer: &serde_json::Value,
+    role: Option<&str>,
+) -> Result<()> {
+    const SQL: &str =
+        "insert into pgtrickle.pgt_answers (request_id, answer, requested_by) select $1, $2, r.rolname
+           from pgtrickle.pgt_stream_tables s
+           join pg_catalog.pg_roles o on o.rolname = s.owner join pg_catalog.pg_roles r on r.rolname = $3
+          where s.pgt_id = $4 and pg_catalog.pg_has_role(r.oid, o.oid, 'USAGE')
+        on conflict (request_id) do nothing";
+    client.execute(SQL, &[&request, &Json(answer), &role, &view]).await.map_err(error)?;
     Ok(())
 }
 

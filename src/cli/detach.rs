@@ -1,4 +1,5 @@
-//! `pgtrickle detach` and `pgtrickle attach`: the sidecar leaves a database, and may come back.
+//! `pgtrickle detach` and `attach`: the sidecar leaves a database, and may come back; `pause` and `unpause`: it leaves for
+//! a time and keeps its slot.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use tokio_postgres::Client;
 use super::Connection;
 use super::status::{denied, installed};
 use crate::config::Settings;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::Purpose;
 
 #[derive(Args)]
@@ -25,6 +26,53 @@ pub(super) struct DetachArgs {
 pub(super) struct AttachArgs {
     #[command(flatten)]
     pub(super) connection: Connection,
+}
+
+#[derive(Args)]
+pub(super) struct PauseArgs {
+    #[command(flatten)]
+    pub(super) connection: Connection,
+    /// When the sidecar goes on by itself: a moment with its time zone, as PostgreSQL reads it (2026-12-01T22:30:00Z)
+    #[arg(long, value_name = "MOMENT", required_unless_present = "for_", conflicts_with = "for_")]
+    until: Option<String>,
+    /// How long, as PostgreSQL reads an interval ('30 min', '2 hours')
+    #[arg(long = "for", id = "for_", value_name = "DURATION")]
+    for_: Option<String>,
+    /// How long to wait for the sidecar to leave
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+}
+
+/// Marks the pipeline and waits until the sidecar has closed its sessions.
+pub(super) async fn pause(args: PauseArgs, settings: Settings) -> Result<ExitCode> {
+    const UNTIL: &str = "select pgtrickle.pause($1::text::timestamptz, pipeline => $2)";
+    const FOR: &str = "select pgtrickle.pause(clock_timestamp() + $1::text::interval, pipeline => $2)";
+    const ALIVE: &str = "select pgtrickle.sidecar_alive($1)";
+    let client = settings.target.connect(Purpose::Tool).await?;
+    installed(&client).await?;
+    let pipeline = &settings.pipeline.value;
+    let said = match (&args.until, &args.for_) {
+        (Some(until), _) => call(&client, UNTIL, &[until, pipeline]).await?,
+        (None, duration) => call(&client, FOR, &[duration, pipeline]).await?,
+    };
+    let deadline = Instant::now() + Duration::from_secs(u64::from(args.timeout));
+    while client.query_one(ALIVE, &[pipeline]).await.map_err(denied)?.get(0) {
+        if Instant::now() > deadline {
+            return Err(Error::new(ErrorKind::Contention, "the sidecar has not left yet")
+                .with_hint("the pause stays asked for; pgtrickle status shows when it has begun"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    super::print(&format!("{said}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn unpause(_: AttachArgs, settings: Settings) -> Result<ExitCode> {
+    let client = settings.target.connect(Purpose::Tool).await?;
+    installed(&client).await?;
+    let said = call(&client, "select pgtrickle.unpause(pipeline => $1)", &[&settings.pipeline.value]).await?;
+    super::print(&format!("{said}\n"));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Marks the pipeline, waits until the sidecar has gone, and drops the slot if it has not.

@@ -25,12 +25,13 @@ pub(super) struct ExplainArgs {
 
 const FIND: &str = "
     select i.pgt_schema || '.' || i.pgt_name, i.query_view::oid, i.status, i.requested_refresh_mode, i.refresh_mode,
-           i.refresh_reason, i.key_columns, i.last_error_message
+           i.refresh_reason, i.key_columns, i.last_error_message, i.pipeline
       from pgtrickle.stream_tables_info i, pgtrickle._split_name($1, true) n
      where i.pgt_name = n.rel and (n.sch is null or i.pgt_schema = n.sch)";
 
 const STREAM_TABLES: &str = "
     select i.pgt_relid::oid, i.pgt_id, i.refresh_mode = 'DIFFERENTIAL' and i.status in ('ACTIVE', 'OFFLINE')
+           and i.pipeline = $1
       from pgtrickle.stream_tables_info i where i.pgt_relid is not null";
 
 /// A stream table as the catalog has it.
@@ -43,6 +44,7 @@ struct Found {
     reason: Option<String>,
     key: Option<Vec<String>>,
     error: Option<String>,
+    pipeline: String,
 }
 
 pub(super) async fn run(args: ExplainArgs, settings: Settings) -> Result<ExitCode> {
@@ -54,11 +56,13 @@ pub(super) async fn run(args: ExplainArgs, settings: Settings) -> Result<ExitCod
             .with_sqlstate("42P01")
             .with_hint("drop the stream table with pgtrickle.drop_stream_table and create it again")
     })?;
-    let rows = client.query(STREAM_TABLES, &[]).await.map_err(denied)?;
+    let rows = client.query(STREAM_TABLES, &[&found.pipeline]).await.map_err(denied)?;
     let stream_tables: HashMap<u32, StreamTable> =
         rows.iter().map(|r| (r.get(0), StreamTable { view: r.get(1), incremental: r.get(2) })).collect();
     let analysis = analyze(&mut client, TreeSource::View(view), &stream_tables).await?;
-    super::print(&describe(&found, &analysis));
+    let mut text = describe(&found, &analysis);
+    text.push_str(&state(&client, &found).await?);
+    super::print(&text);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -87,11 +91,15 @@ async fn find(client: &Client, name: &str) -> Result<Found> {
         reason: row.get(5),
         key: row.get(6),
         error: row.get(7),
+        pipeline: row.get(8),
     })
 }
 
 fn describe(found: &Found, analysis: &Analysis) -> String {
     let mut out = format!("stream table: {}\nstatus: {}\n", found.name, found.status);
+    if found.pipeline != "main" {
+        out.push_str(&format!("pipeline: {}\n", found.pipeline));
+    }
     out.push_str(&format!("mode: {} (requested: {})\n", found.mode, found.requested));
     let lines = [("reason", &found.reason), ("last error", &found.error)];
     for (label, text) in lines {
@@ -120,6 +128,20 @@ fn describe(found: &Found, analysis: &Analysis) -> String {
         }
     }
     out
+}
+
+/// What the live sidecar holds for it, as it said last.
+async fn state(client: &Client, found: &Found) -> Result<String> {
+    const SQL: &str = "select format('  %s: %s: %s rows, %s%s', operator, part, rows, pg_size_pretty(bytes),
+            case when shared then ' (shared)' else '' end)
+        from pgtrickle.pgt_operator_state o join pgtrickle.stream_tables_info i on i.pgt_id = o.pgt_id
+        where i.pgt_schema || '.' || i.pgt_name = $1 order by o.position";
+    let rows = client.query(SQL, &[&found.name]).await.map_err(denied)?;
+    let lines = rows.iter().map(|row| format!("{}\n", row.get::<_, String>(0)));
+    Ok(match rows.is_empty() {
+        true => String::new(),
+        false => format!("state, as the sidecar said last:\n{}", lines.collect::<String>()),
+    })
 }
 
 /// Name, columns that are read, and what identifies a row in the log.

@@ -17,6 +17,9 @@ pub(super) struct InitArgs {
     /// Print the script for psql and change nothing
     #[arg(long)]
     pub(super) print: bool,
+    /// Bring the schema of an older release to this one; a sidecar of this release serves both
+    #[arg(long)]
+    upgrade: bool,
     /// Role that `pgtrickle run` logs in as (LOGIN REPLICATION); it gets the rights it needs
     #[arg(long, value_name = "ROLE")]
     sidecar_role: Option<String>,
@@ -27,7 +30,11 @@ pub(super) struct InitArgs {
 
 impl InitArgs {
     fn options(&self) -> migrate::Options {
-        migrate::Options { sidecar_role: self.sidecar_role.clone(), grant_to: self.grant_to.clone() }
+        migrate::Options {
+            sidecar_role: self.sidecar_role.clone(),
+            grant_to: self.grant_to.clone(),
+            upgrade: self.upgrade,
+        }
     }
 }
 

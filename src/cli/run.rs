@@ -1,15 +1,11 @@
 //! `pgtrickle run`: the sidecar itself.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-use super::signals;
-use crate::config::{Origin, Settings, Sourced};
+use super::{service, signals, web};
+use crate::config::{Member, Origin, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Observed;
 use crate::supervisor::RunOptions;
@@ -31,47 +27,50 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         "starting"
     );
     let observed = Arc::new(Observed::default());
+    // Said by whoever starts it, or all of them.
+    let only = (settings.pipeline.origin != Origin::Default).then(|| settings.pipeline.value.clone());
     let options = RunOptions {
         target: settings.target,
         pipeline: settings.pipeline.value,
+        standby: settings.standby.value,
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
         cdc_mode: settings.cdc_mode.map(|m| m.value),
+        evaluation: settings.evaluation.value,
+        cluster: settings.cluster,
         observed: Some(observed.clone()),
+        positions: Arc::default(),
+        counters: Default::default(),
     };
-    let web = web(settings.http, observed, &shutdown).await?;
+    let web = web::start(settings.http, &settings.web, observed.clone(), &shutdown).await?;
+    let told = service::start(observed, &shutdown);
     match settings.all_databases.value {
-        true => crate::launcher::run(options, shutdown.clone()).await.map_err(with_advice)?,
+        true => crate::launcher::run(options, only, shutdown.clone()).await.map_err(with_advice)?,
         false => crate::supervisor::run(options, shutdown.clone()).await.map_err(with_advice)?,
     }
     if let Some(web) = web {
         web.abort();
     }
+    if let Some(told) = told {
+        told.end().await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the web server. An address that was asked for must be had; the default one may be another sidecar's.
-async fn web(
-    address: Sourced<Option<SocketAddr>>,
-    observed: Arc<Observed>,
-    shutdown: &CancellationToken,
-) -> Result<Option<JoinHandle<()>>> {
-    let Some(at) = address.value else { return Ok(None) };
-    let listener = match crate::http::bind(at).await {
-        Ok(listener) => listener,
-        Err(error) if address.origin == Origin::Default => {
-            tracing::info!(reason = %error, "no numbers are served over HTTP");
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    tracing::info!(address = %listener.local_addr().unwrap_or(at), "serving /metrics, /healthz and /readyz");
-    let shutdown = shutdown.clone();
-    Ok(Some(tokio::spawn(async move {
-        if let Err(error) = crate::http::serve(listener, observed, shutdown).await {
-            tracing::error!(error = %error, "numbers are no longer served");
-        }
-    })))
+/// Runs a process that holds shards of another one's state.
+pub(super) async fn member(member: Member) -> Result<ExitCode> {
+    let shutdown = signals::token(DRAIN)?;
+    let Member { cluster, memory_limit } = member;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        process = cluster.process,
+        processes = cluster.hosts.count(),
+        memory_limit_mb = memory_limit.value >> 20,
+        memory_limit_from = %memory_limit.origin,
+        "starting"
+    );
+    crate::cluster::serve(cluster, memory_limit.value, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A missing right that the server reports without a hint: most often it is the wrong role.

@@ -1,14 +1,17 @@
 //! `pgtrickle status`: stream tables and slot, as the database tells them; it works without a running sidecar.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::Args;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::Connection;
-use crate::config::Settings;
+use super::table::{bytes, seconds, text};
+use super::{Connection, table};
+use crate::config::{Origin, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::{Purpose, error};
 
@@ -19,13 +22,19 @@ pub(super) struct StatusArgs {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// Look again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", require_equals = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    watch: Option<u32>,
 }
 
 /// Staleness in seconds; the rest as pgt_status() has it.
 const STREAM_TABLES: &str = "
-    select coalesce(json_agg(to_jsonb(s) - 'staleness' - 'scc_id' || jsonb_build_object(
-               'staleness_seconds', extract(epoch from s.staleness)::float8)), '[]')
-      from pgtrickle.pgt_status() s";
+    select coalesce(json_agg(to_jsonb(s) - 'staleness' - 'scc_id' || jsonb_build_object('pipeline', i.pipeline,
+               'staleness_seconds', extract(epoch from s.staleness)::float8, 'next_refresh_at', i.next_refresh_at)
+               order by i.pgt_schema, i.pgt_name), '[]')
+      from pgtrickle.pgt_status() s join pgtrickle.stream_tables_info i on i.pgt_schema || '.' || i.pgt_name = s.name
+     where $1 = '' or i.pipeline = $1";
 
 /// `unconfirmed_bytes`: written but not yet applied and confirmed; `retained_bytes`: kept on disk for the slot.
 const PIPELINE: &str = "
@@ -33,6 +42,7 @@ const PIPELINE: &str = "
                'pipeline', p.pipeline, 'sidecar_alive', pgtrickle.sidecar_alive(p.pipeline),
                'frontier', p.frontier, 'data_timestamp', p.data_timestamp, 'sidecar', p.sidecar,
                'started_at', p.started_at, 'heartbeat_at', p.heartbeat_at, 'detached_at', p.detached_at,
+               'paused_until', case when (to_jsonb(p) ->> 'paused_until')::timestamptz > clock_timestamp() then to_jsonb(p) ->> 'paused_until' end,
                'publication', p.publication_name, 'delivery', p.delivery, 'delivery_reason', p.delivery_reason,
                'sources', (select coalesce(json_agg(json_build_object('name', c.source_name, 'capture', c.capture,
                        'reason', c.capture_reason, 'fallback_ready', c.fallback_ready,
@@ -53,25 +63,79 @@ const PIPELINE: &str = "
      where p.pipeline = $1";
 
 pub(super) async fn run(args: StatusArgs, settings: Settings) -> Result<ExitCode> {
-    let client = settings.target.connect(Purpose::Tool).await?;
-    installed(&client).await?;
-    let stream_tables: Value = client.query_one(STREAM_TABLES, &[]).await.map_err(denied)?.get(0);
+    let Some(pause) = args.watch.map(|seconds| Duration::from_secs(u64::from(seconds))) else {
+        let client = settings.target.connect(Purpose::Tool).await?;
+        let look = look(&client, &settings).await?;
+        super::print(&if args.json { format!("{look:#}\n") } else { as_text(&look) });
+        return Ok(ExitCode::SUCCESS);
+    };
+    let clear = std::io::stdout().is_terminal() && !args.json;
+    let stop = super::signals::token(Duration::from_secs(5))?;
+    let mut session: Option<Client> = None;
+    let mut first = true;
+    loop {
+        let outcome = async {
+            let client = match session.take() {
+                Some(client) => client,
+                None => settings.target.connect(Purpose::Tool).await?,
+            };
+            let look = look(&client, &settings).await?;
+            session = Some(client);
+            // One line each, so that a program can read them one by one.
+            Ok::<String, Error>(if args.json { format!("{look}\n") } else { as_text(&look) })
+        };
+        let outcome = tokio::select! {
+            outcome = outcome => outcome,
+            () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+        };
+        match outcome {
+            Ok(text) if clear => {
+                super::print_as_it_is("\x1b[H\x1b[2J");
+                super::print(&text);
+            }
+            Ok(text) => super::print(&text),
+            // A wrong name or address is told at once; a server that goes away later is waited for.
+            Err(e) if first => return Err(e),
+            Err(e) => eprintln!("error: {e}"),
+        }
+        first = false;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// One look: `database`, `pipeline`, `pipelines` and `stream_tables`; those of one pipeline where it is named.
+async fn look(client: &Client, settings: &Settings) -> Result<Value> {
+    installed(client).await?;
+    let named = settings.pipeline.origin != Origin::Default;
+    let only = if named { settings.pipeline.value.as_str() } else { "" };
+    let stream_tables: Value = client.query_one(STREAM_TABLES, &[&only]).await.map_err(denied)?.get(0);
     let pipeline = client.query_opt(PIPELINE, &[&settings.pipeline.value]).await.map_err(denied)?;
     let pipeline: Value = pipeline
         .ok_or_else(|| {
             let what = format!("there is no pipeline {} in this database", settings.pipeline.value);
-            Error::new(ErrorKind::Config, what)
-                .with_hint("select pipeline from pgtrickle.pgt_pipelines lists them")
+            Error::new(ErrorKind::Config, what).with_hint("pgtrickle pipelines lists them")
         })?
         .get(0);
     let database = settings.target.describe();
-    let text = if args.json {
-        format!("{:#}\n", json!({"database": database, "pipeline": pipeline, "stream_tables": stream_tables}))
-    } else {
-        format!("{}{}", headline(&database, &pipeline), table(&stream_tables))
+    let pipelines = super::pipelines::all(client).await?;
+    Ok(
+        json!({"database": database, "pipeline": pipeline, "pipelines": pipelines, "stream_tables": stream_tables}),
+    )
+}
+
+fn as_text(look: &Value) -> String {
+    let others = match look["pipelines"].as_array() {
+        Some(all) if all.len() > 1 => super::pipelines::listed(&look["pipelines"]),
+        _ => String::new(),
     };
-    super::print(&text);
-    Ok(ExitCode::SUCCESS)
+    format!(
+        "{}{others}{}",
+        headline(look["database"].as_str().unwrap_or_default(), &look["pipeline"]),
+        listed(&look["stream_tables"])
+    )
 }
 
 /// Refuses a database without our schema with a better sentence than the server's.
@@ -80,7 +144,7 @@ pub(super) async fn installed(client: &Client) -> Result<()> {
     if row.map_err(denied)?.get(0) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::SchemaVersion, "pgtrickle's schema is not in this database")
+    Err(Error::new(ErrorKind::NotInstalled, "pgtrickle's schema is not in this database")
         .with_hint("install it with pgtrickle init, or check which database you are connected to"))
 }
 
@@ -96,9 +160,11 @@ pub(super) fn denied(e: tokio_postgres::Error) -> Error {
 
 fn headline(database: &str, pipeline: &Value) -> String {
     let alive = pipeline["sidecar_alive"] == Value::Bool(true);
-    let sidecar = match (&pipeline["detached_at"], alive) {
-        (_, true) => "running".to_owned(),
-        (Value::String(since), _) => format!("detached since {since} (pgtrickle attach brings it back)"),
+    let sidecar = match (&pipeline["detached_at"], &pipeline["paused_until"], alive) {
+        (_, Value::String(until), true) => format!("about to pause until {until}"),
+        (_, _, true) => "running".to_owned(),
+        (_, Value::String(until), _) => format!("paused until {until} (pgtrickle unpause ends it)"),
+        (Value::String(since), _, _) => format!("detached since {since} (pgtrickle attach brings it back)"),
         _ => "OFFLINE (no sidecar is running)".to_owned(),
     };
     let slot = match &pipeline["slot"] {
@@ -169,73 +235,48 @@ fn capture(pipeline: &Value) -> String {
     lines
 }
 
-fn table(stream_tables: &Value) -> String {
+fn listed(stream_tables: &Value) -> String {
     let rows = stream_tables.as_array().map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() {
         return "there are no stream tables yet\n".to_owned();
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header([
-        "stream table",
-        "status",
-        "mode",
-        "schedule",
-        "staleness",
-        "errors",
-        "reason or error",
-    ]);
-    for row in rows {
+    let several = rows.iter().any(|row| row["pipeline"] != rows[0]["pipeline"]);
+    let name = |row: &Value| match several {
+        true => format!("{} ({})", text(&row["name"]), text(&row["pipeline"])),
+        false => text(&row["name"]),
+    };
+    let header =
+        ["stream table", "status", "mode", "schedule", "staleness", "next", "errors", "reason or error"];
+    let rows = rows.iter().map(|row| {
         let note = if row["last_error_message"].is_null() {
             &row["refresh_reason"]
         } else {
             &row["last_error_message"]
         };
-        table.add_row([
-            text(&row["name"]),
+        vec![
+            name(row),
             text(&row["status"]),
             text(&row["refresh_mode"]),
             text(&row["schedule"]),
             row["staleness_seconds"].as_f64().map_or_else(|| "-".to_owned(), seconds),
+            next(row),
             text(&row["consecutive_errors"]),
             text(note),
-        ]);
-    }
-    format!("{table}\n")
+        ]
+    });
+    table::render(&header, rows)
 }
 
-/// A JSON value for people.
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn bytes(value: &Value) -> String {
-    value.as_u64().map_or_else(|| "-".to_owned(), human_bytes)
-}
-
-/// `1.2 MiB`.
-pub(super) fn human_bytes(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut amount = bytes as f64;
-    let mut unit = 0;
-    while amount >= 1024.0 && unit + 1 < units.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{amount:.1} {}", units[unit]) }
-}
-
-fn seconds(seconds: f64) -> String {
-    match seconds {
-        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
+/// When its schedule says that it is refreshed next, seen from now.
+fn next(row: &Value) -> String {
+    let at = row["next_refresh_at"].as_str().and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+    match (at, row["schedule"].as_str()) {
+        (Some(at), _) => match (at.with_timezone(&Utc) - Utc::now()).num_milliseconds() {
+            ..=0 => "due".to_owned(),
+            ahead => format!("in {}", seconds(ahead as f64 / 1000.0)),
+        },
+        (None, Some("calculated")) if row["refresh_mode"] == "DIFFERENTIAL" => "at each commit".to_owned(),
+        _ => "-".to_owned(),
     }
 }
 
@@ -244,19 +285,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_ages_are_readable() {
-        assert_eq!(human_bytes(900), "900 B");
-        assert_eq!(human_bytes(1_258_291), "1.2 MiB");
-        assert_eq!(seconds(0.034), "34 ms");
-        assert_eq!(seconds(90_000.0), "25.0 h");
-    }
-
-    #[test]
     fn a_stopped_sidecar_and_a_missing_slot_are_said_plainly() {
         let pipeline = json!({"pipeline": "main", "sidecar_alive": false, "frontier": null, "slot": null});
         let said = headline("h:5432/d", &pipeline);
         assert!(said.contains("OFFLINE") && said.contains("slot:     none") && said.contains("frontier: -"));
-        assert!(table(&json!([])).contains("no stream tables"));
+        assert!(listed(&json!([])).contains("no stream tables"));
     }
 
     #[test]

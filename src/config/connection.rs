@@ -1,19 +1,19 @@
 //! The connection: a URL from a flag, `DATABASE_URL` or the file, or libpq's `PG*` variables.
 //!
 //! The connection is taken as a whole from one place; what it leaves open is filled from the `PG*` variables, as libpq
-//! does; only a port is not (a URL that names a host and no port means 5432). An unknown or weaker reading of `sslmode` is refused: never less protection than was asked for.
+//! does; only a port is not (a URL that names a host and no port means 5432). What protects the sessions is read in
+//! [`super::tls`].
 
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::ChannelBinding;
 
-use super::{Origin, Sourced, Sources, given, passfile};
+use super::{Origin, Sourced, Sources, given, options, tls, url};
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::password::Passwords;
+use crate::postgres::sessions::Target;
 
 /// libpq's options that a URL may name although this client does not know them; only these are repeated in errors.
 const LIBPQ_OPTIONS: &[&str] = &[
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
     "sslpassword",
     "sslcrl",
     "sslcompression",
@@ -33,43 +33,84 @@ const LIBPQ_OPTIONS: &[&str] = &[
     "gsslib",
 ];
 
-const SSLMODE_HINT: &str = "use disable, prefer or require; certificates are not verified yet";
+/// Where and how to connect.
+pub(super) struct Connection {
+    pub target: Target,
+    pub origin: Origin,
+    /// What an operator should know about it.
+    pub warnings: Vec<String>,
+}
 
-/// The client's configuration and where the connection came from.
-pub(super) fn resolve(sources: &Sources) -> Result<(Config, Origin)> {
-    let flag = sources.flags.database_url.clone().map(|url| Sourced::new(url, Origin::Flag("database-url")));
-    let variable = || {
-        Some(Sourced::new(given(&sources.environment, "DATABASE_URL")?, Origin::Environment("DATABASE_URL")))
-    };
+/// The connection of a run of `pipeline`.
+pub(super) fn resolve(sources: &Sources, pipeline: &str) -> Result<Connection> {
+    let said = sources.text(options::DATABASE_URL);
     let libpq = ["PGHOST", "PGDATABASE"].into_iter().find(|name| given(&sources.environment, name).is_some());
-    let file = || sources.file.get("database_url").cloned();
-    let url = match flag.or_else(variable) {
-        Some(url) => Some(url),
-        None if libpq.is_some() => None,
-        None => file(),
-    };
-    let (mut config, origin, has_sslmode) = match (url, libpq) {
-        (Some(url), _) => (parse(&url)?, url.origin, url.value.contains("sslmode")),
-        (None, Some(name)) => (Config::new(), Origin::Environment(name), false),
+    // The variables of libpq are nearer than the file.
+    let url = said.filter(|url| libpq.is_none() || !matches!(url.origin, Origin::File { .. }));
+    let names: Vec<&'static str> = tls::OPTIONS.iter().map(|option| option.key).collect();
+    let (mut config, origin, asked) = match (url, libpq) {
+        (Some(text), _) => {
+            let taken = url::take(&text.value, &names);
+            let rest = Sourced::new(taken.rest, text.origin);
+            (parse(&rest)?, rest.origin, Some(taken.options))
+        }
+        (None, Some(name)) => (Config::new(), Origin::Environment(name), None),
         (None, None) => {
             return Err(Error::new(ErrorKind::Config, "no database is named").with_hint(
                 "give --database-url postgresql://user@host/database, or set DATABASE_URL, or PGHOST and PGDATABASE",
             ));
         }
     };
-    fill(&mut config, sources, has_sslmode)?;
-    Ok((config, origin))
+    let mut warnings = Vec::new();
+    if config.get_password().is_some() && origin == Origin::Flag("database-url") {
+        warnings.push(
+            "the password is on the command line, where every user of this machine can read it: use a password file, \
+             PGPASSWORD or DATABASE_URL"
+                .to_owned(),
+        );
+    }
+    fill(&mut config, sources)?;
+    let passwords = passwords(&mut config, sources)?;
+    let (tls, warning) = tls::resolve(&config, asked.as_ref().map(|asked| (&origin, asked)), sources)?;
+    warnings.extend(warning);
+    let target = Target::new(config, pipeline).with_tls(tls).with_passwords(passwords);
+    Ok(Connection { target, origin, warnings })
+}
+
+/// Where the password comes from: the connection string, our password file, `PGPASSWORD`, libpq's password file.
+fn passwords(config: &mut Config, sources: &Sources) -> Result<Passwords> {
+    let environment = &sources.environment;
+    if let Some(file) = sources.text(options::PASSWORD_FILE) {
+        if config.get_password().is_some() {
+            return Err(file
+                .refuse("a password file is named, and the connection holds a password too")
+                .with_hint("take one of them out"));
+        }
+        let passwords = Passwords::File(file.value.clone().into());
+        passwords.fill(&mut config.clone()).map_err(|e| {
+            let error = file.refuse(e.context());
+            e.hint().map(str::to_owned).into_iter().fold(error, Error::with_hint)
+        })?;
+        return Ok(passwords);
+    }
+    if config.get_password().is_some() {
+        return Ok(Passwords::Own);
+    }
+    if let Some(password) = given(environment, "PGPASSWORD") {
+        config.password(password);
+        return Ok(Passwords::Own);
+    }
+    let home = || Some(std::path::Path::new(&given(environment, "HOME")?).join(".pgpass"));
+    let file = given(environment, "PGPASSFILE").map(Into::into).or_else(home);
+    Ok(file.map_or(Passwords::Own, Passwords::PassFile))
 }
 
 /// Parses a URL or a `key=value` string; its text, which may hold a password, is in no error.
 fn parse(url: &Sourced<String>) -> Result<Config> {
-    let hint = "the form is postgresql://user:password@host:port/database?sslmode=prefer, \
+    let hint = "the form is postgresql://user:password@host:port/database?sslmode=verify-full, \
                 with special characters percent-encoded";
-    url.value.parse::<Config>().map_err(|e| {
+    let config = url.value.parse::<Config>().map_err(|e| {
         let said = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-        if said.contains("`sslmode`") {
-            return url.refuse("the value of sslmode can't be used").with_hint(SSLMODE_HINT);
-        }
         let unknown = LIBPQ_OPTIONS.iter().find(|option| said == format!("unknown option `{option}`"));
         let what = match unknown {
             Some(option) => format!("the option {option} is not supported"),
@@ -77,11 +118,17 @@ fn parse(url: &Sourced<String>) -> Result<Config> {
             None => "this is no connection URL".to_owned(),
         };
         url.refuse(what).with_hint(hint)
-    })
+    })?;
+    if config.get_channel_binding() == ChannelBinding::Require {
+        return Err(url
+            .refuse("the replication session can't promise channel_binding=require")
+            .with_hint("leave it out; sslmode=verify-full protects against impostors"));
+    }
+    Ok(config)
 }
 
-/// Fills what is still open from the `PG*` variables, the password file and libpq's defaults.
-fn fill(config: &mut Config, sources: &Sources, has_sslmode: bool) -> Result<()> {
+/// Fills what is still open from the `PG*` variables and libpq's defaults.
+fn fill(config: &mut Config, sources: &Sources) -> Result<()> {
     let environment = &sources.environment;
     let variable = |name: &'static str| {
         given(environment, name).map(|value| Sourced::new(value, Origin::Environment(name)))
@@ -108,38 +155,5 @@ fn fill(config: &mut Config, sources: &Sources, has_sslmode: bool) -> Result<()>
     if config.get_dbname().is_none() {
         config.dbname(variable("PGDATABASE").map_or_else(|| user.clone(), |name| name.value));
     }
-    if !has_sslmode && let Some(mode) = variable("PGSSLMODE") {
-        config.ssl_mode(match mode.value.as_str() {
-            "disable" => SslMode::Disable,
-            "prefer" => SslMode::Prefer,
-            "require" => SslMode::Require,
-            other => {
-                return Err(mode.refuse(format!("sslmode {other:?} can't be used")).with_hint(SSLMODE_HINT));
-            }
-        });
-    }
-    if config.get_password().is_none() {
-        let password = match variable("PGPASSWORD") {
-            Some(password) => Some(password.value),
-            None => passfile::find(environment, &wanted(config)),
-        };
-        if let Some(password) = password {
-            config.password(password);
-        }
-    }
     Ok(())
-}
-
-fn wanted(config: &Config) -> passfile::Wanted<'_> {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => host,
-        // libpq matches its own socket folder as localhost.
-        _ => "localhost",
-    };
-    passfile::Wanted {
-        host,
-        port: config.get_ports().first().copied().unwrap_or(5432),
-        database: config.get_dbname().unwrap_or_default(),
-        user: config.get_user().unwrap_or_default(),
-    }
 }

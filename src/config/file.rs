@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::options::CHOICES;
 use super::{Origin, Sourced};
 use crate::error::Result;
 
 /// Values by key, as text.
 pub(super) type Values = BTreeMap<String, Sourced<String>>;
 
-/// Reads the file; `keys` are all that it may hold.
-pub(super) fn read(path: &Sourced<PathBuf>, keys: &[&str]) -> Result<Values> {
+/// Reads the file; it may hold the keys of `CHOICES`.
+pub(super) fn read(path: &Sourced<PathBuf>) -> Result<Values> {
     let shown = path.value.display();
     let text = std::fs::read_to_string(&path.value).map_err(|e| {
         path.refuse(format!("can't read {shown}: {e}")).with_hint("name a file that this user can read")
@@ -31,7 +32,8 @@ pub(super) fn read(path: &Sourced<PathBuf>, keys: &[&str]) -> Result<Values> {
             other => Err(other.type_str()),
         };
         let sourced = Sourced::new(String::new(), origin.clone());
-        if !keys.contains(&key.as_str()) {
+        if !CHOICES.iter().any(|choice| choice.key == key) {
+            let keys: Vec<&str> = CHOICES.iter().map(|choice| choice.key).collect();
             return Err(sourced.refuse("unknown key").with_hint(format!("the keys are {}", keys.join(", "))));
         }
         match value {

@@ -32,16 +32,22 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
     if bytes < LEAST { Err(format!("{text:?} is too small")) } else { Ok(bytes) }
 }
 
-/// The limit of this process's control group (version 2 or 1), else 75 % of the machine's memory, else 1 GiB.
+/// 75 % of what this process may have: the limit of its control group (version 2 or 1), else the machine's memory, else
+/// 1 GiB is the limit itself.
 pub fn default_limit() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| machine_memory(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = group_limit(Path::new("/sys/fs/cgroup"), &groups);
-    match (group, machine) {
-        // "No limit" is a huge number in version 1.
-        (Some(group), machine) if machine.is_none_or(|machine| group < machine) => group.max(LEAST),
-        (_, Some(machine)) => (machine / 4 * 3).max(LEAST),
-        _ => 1 << 30,
+    limit_within(group, machine)
+}
+
+/// The rest is for what is no state: the program itself, changes under way, answers that are written. Past the group's
+/// limit the kernel kills, at the next start as well.
+fn limit_within(group: Option<u64>, machine: Option<u64>) -> u64 {
+    // "No limit" is a huge number in version 1.
+    match group.into_iter().chain(machine).min() {
+        Some(memory) => (memory / 4 * 3).max(LEAST),
+        None => 1 << 30,
     }
 }
 
@@ -102,6 +108,15 @@ mod tests {
         fs::create_dir_all(root.join("memory")).unwrap();
         fs::write(root.join("memory/memory.limit_in_bytes"), "500\n").unwrap();
         assert_eq!(group_limit(root, "5:cpu,memory:/docker/x\n3:pids:/\n"), Some(500));
+    }
+
+    #[test]
+    fn a_quarter_of_the_memory_is_left_for_what_is_no_state() {
+        assert_eq!(limit_within(Some(1 << 30), Some(8 << 30)), 3 << 28);
+        assert_eq!(limit_within(Some(1 << 62), Some(8 << 30)), 6 << 30);
+        assert_eq!(limit_within(None, Some(8 << 30)), 6 << 30);
+        assert_eq!(limit_within(Some(1), None), LEAST);
+        assert_eq!(limit_within(None, None), 1 << 30);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use differential_dataflow::VecCollection;
 use rustc_hash::FxHashMap;
 
+use super::account::Held;
 use super::arrangement::KeyColumns;
 use super::group::Group;
 use super::keyed::{KeyedRow, Part, Rows, keyed};
@@ -30,6 +31,7 @@ pub(super) fn aggregate<'s>(
     aggregates: Vec<Aggregate>,
     first: Epoch,
     owns_empty_key: bool,
+    mut held: Held,
 ) -> Rows<'s> {
     let columns: KeyColumns = group.iter().map(|g| (g.column, g.form)).collect();
     let global = columns.is_empty();
@@ -46,20 +48,28 @@ pub(super) fn aggregate<'s>(
         if global && !std::mem::replace(&mut started, true) && owns_empty_key {
             let mut group = Group::new(&aggregates, None);
             group.touched = true;
+            held.add(1, group.bytes(&Row::empty()));
             groups.insert(Row::empty(), group);
             touched.push((Row::empty(), None));
         }
         for ((key, row), diff) in updates {
             let group = match groups.entry(key.clone()) {
                 Entry::Occupied(slot) => slot.into_mut(),
-                Entry::Vacant(slot) => slot.insert(Group::new(&aggregates, images.as_deref())),
+                Entry::Vacant(slot) => {
+                    let group = slot.insert(Group::new(&aggregates, images.as_deref()));
+                    held.add(1, group.bytes(&key));
+                    group
+                }
             };
+            let before = group.values;
             if !group.touched {
                 group.touched = true;
                 touched.push((key.clone(), group.emitted.clone()));
             }
             group.update(&aggregates, images.as_deref(), &row, diff);
+            held.add(0, group.values - before);
         }
+        held.settle();
         if part == Part::More {
             return;
         }
@@ -71,22 +81,30 @@ pub(super) fn aggregate<'s>(
                 output.extend(before.map(|row| (row, -1)));
                 output.extend(after.clone().map(|row| (row, 1)));
             }
+            let bytes = group.bytes(&key);
             match group.is_empty() && !global {
-                true => drop(groups.remove(&key)),
-                false => group.emitted = after,
+                true => {
+                    groups.remove(&key);
+                    held.add(-1, -bytes);
+                }
+                false => {
+                    group.emitted = after;
+                    held.add(0, group.bytes(&key) - bytes);
+                }
             }
         }
+        held.settle();
     })
 }
 
 /// Renders DISTINCT: an aggregate over all columns without aggregates.
-pub(super) fn distinct<'s>(input: Rows<'s>, forms: Vec<KeyForm>, first: Epoch) -> Rows<'s> {
+pub(super) fn distinct<'s>(input: Rows<'s>, forms: Vec<KeyForm>, first: Epoch, held: Held) -> Rows<'s> {
     let group = |(column, form)| GroupKey { column, form };
     if forms.is_empty() {
         // Rows without columns: one of them if there is any.
         let input = input.map(|_| Row::from_datums([Datum::Null]));
         let group = vec![group((0, KeyForm::Image))];
-        return aggregate(input, group, Vec::new(), first, false).map(|_| Row::empty());
+        return aggregate(input, group, Vec::new(), first, false, held).map(|_| Row::empty());
     }
-    aggregate(input, forms.into_iter().enumerate().map(group).collect(), Vec::new(), first, false)
+    aggregate(input, forms.into_iter().enumerate().map(group).collect(), Vec::new(), first, false, held)
 }

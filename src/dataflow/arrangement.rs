@@ -1,6 +1,8 @@
 //! Arrangements: rows indexed by join key, shared between views where they stand on a source alone.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use differential_dataflow::input::InputSession;
 use differential_dataflow::operators::arrange::{Arranged, ShutdownButton, TraceAgent};
@@ -10,7 +12,10 @@ use differential_dataflow::trace::wrappers::frontier::TraceFrontier;
 use timely::dataflow::operators::CapabilitySet;
 use timely::progress::Antichain;
 
+use super::account::{Accounts, KEYED_ENTRY, Part, row_bytes};
 use super::keyed::{KeyedRow, Rows};
+use super::ledger::Meter;
+use super::measure::Ledgers;
 use super::native::Native;
 use super::protocol::{Binding, Bindings, Epoch, InstanceId};
 use crate::plan::{Rel, SourceId};
@@ -74,6 +79,13 @@ impl ArrangementKey {
     pub fn is_over(&self, instance: InstanceId) -> bool {
         self.instance == instance
     }
+
+    /// The same on all workers, so that they count in one place.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = rustc_hash::FxHasher::default();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 fn chain_source(rel: &Rel) -> Option<SourceId> {
@@ -117,6 +129,12 @@ pub(super) struct Shared {
     columns: JoinColumns,
     native: Native,
     pub users: usize,
+    /// Not everything that its source held went in: nothing may be computed from it.
+    pub partial: bool,
+    meter: Meter,
+    part: Arc<Part>,
+    /// Its first operator in the ledger.
+    start: usize,
 }
 
 impl Shared {
@@ -124,12 +142,20 @@ impl Shared {
     pub fn update(&mut self, held: &Row, diff: i64) {
         let Some(row) = chain_row(&self.rel, &self.binding, held, &mut self.native) else { return };
         if let Some(Ok(key)) = join_key(&row, &self.columns) {
+            // What is handed on as it is held belongs to the source.
+            let own = if row.as_bytes().as_ptr() == held.as_bytes().as_ptr() { 0 } else { row_bytes(&row) };
+            self.meter.note(KEYED_ENTRY + row_bytes(&key) + own);
             self.session.update((key, row), diff);
         }
     }
 
     pub fn instance(&self) -> InstanceId {
         self.binding.instance
+    }
+
+    /// What it holds.
+    pub fn part(&self) -> Arc<Part> {
+        self.part.clone()
     }
 
     /// Lets the trace forget the difference between times before `epoch`.
@@ -146,12 +172,17 @@ impl Shared {
 }
 
 /// The shared arrangements of one worker.
-#[derive(Default)]
 pub(super) struct SharedArrangements {
     pub by_key: HashMap<ArrangementKey, Shared>,
+    accounts: Accounts,
+    ledger: Ledgers,
 }
 
 impl SharedArrangements {
+    pub fn new(accounts: Accounts, ledger: Ledgers) -> SharedArrangements {
+        SharedArrangements { by_key: HashMap::new(), accounts, ledger }
+    }
+
     /// Makes the arrangement if it is not there yet. Returns true if it is new and wants the source's current rows.
     pub fn ensure(
         &mut self,
@@ -166,9 +197,13 @@ impl SharedArrangements {
         }
         let mut session = InputSession::new();
         session.advance_to(now);
+        let part = self.accounts.shared(key.fingerprint());
+        let (meter, start) = (Meter::new(part.clone()), worker.peek_identifier());
         let trace = worker.dataflow_named::<Epoch, _, _>("Arrangement", |scope| {
             session.to_collection(scope).arrange_by_key_named("Arrange").trace
         });
+        let charge = self.accounts.common(part.clone());
+        self.ledger.borrow_mut().enter(start, worker.peek_identifier(), meter.clone(), charge);
         let shared = Shared {
             session,
             trace,
@@ -177,6 +212,10 @@ impl SharedArrangements {
             columns: key.columns.clone(),
             native: Native::default(),
             users: 1,
+            partial: false,
+            meter,
+            part,
+            start,
         };
         self.by_key.insert(key.clone(), shared);
         true
@@ -187,16 +226,26 @@ impl SharedArrangements {
         if let Some(shared) = self.by_key.get_mut(key) {
             shared.users -= 1;
             if shared.users == 0 {
+                self.ledger.borrow_mut().leave(&[shared.start]);
                 self.by_key.remove(key);
             }
         }
     }
 }
 
-/// Arranges rows of this dataflow by `columns`; rows whose key matches nothing are left out.
-pub(super) fn arrange<'s>(rows: Rows<'s>, columns: JoinColumns) -> RowArrangement<'s> {
+/// Arranges rows of this dataflow by `columns`; rows whose key matches nothing are left out. `fresh`: the rows are
+/// nobody else's.
+pub(super) fn arrange<'s>(
+    rows: Rows<'s>,
+    columns: JoinColumns,
+    fresh: bool,
+    meter: Meter,
+) -> RowArrangement<'s> {
     let keyed = rows.flat_map(move |row| match join_key(&row, &columns) {
-        Some(Ok(key)) => Some((key, row)),
+        Some(Ok(key)) => {
+            meter.note(KEYED_ENTRY + row_bytes(&key) + if fresh { row_bytes(&row) } else { 0 });
+            Some((key, row))
+        }
         _ => None,
     });
     RowArrangement::Local(keyed.arrange_by_key_named("Arrange"))

@@ -17,7 +17,8 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 
-use super::evaluate::{EvaluationReply, EvaluationRequest, Held, RequestSender};
+use super::account::{Held, MAP_ENTRY, row_bytes};
+use super::evaluate::{EvaluationReply, EvaluationRequest, RequestSender};
 use super::keyed::{Incomplete, KeyedRow, Rows, route};
 use super::protocol::Epoch;
 use crate::plan::{GroupBatch, GroupForm, GroupKey, ViewId};
@@ -41,6 +42,8 @@ struct Groups {
     columns: Vec<usize>,
     held: FxHashMap<Row, Collected>,
     counter: Held,
+    /// The rows that come in are nobody else's.
+    fresh: bool,
 }
 
 /// The updates of an epoch that has all of them.
@@ -64,8 +67,8 @@ pub(super) fn group<'s>(
     keys: Vec<GroupKey>,
     batch: GroupBatch,
     requests: RequestSender,
-    first: Epoch,
-    owner: bool,
+    (first, owner): (Epoch, bool),
+    (counter, fresh): (Held, bool),
 ) -> Rows<'s> {
     let forms: Vec<_> = keys.iter().map(|k| (k.column, k.form)).collect();
     let spread = u64::from(batch.spread);
@@ -78,13 +81,8 @@ pub(super) fn group<'s>(
     let columns = batch.inputs.iter().map(|i| i.column).collect();
     let keys = keys.iter().map(|k| k.column).collect();
     let batch = Arc::new(batch);
-    let mut groups = Groups {
-        keys,
-        batch: batch.clone(),
-        columns,
-        held: FxHashMap::default(),
-        counter: requests.held.clone(),
-    };
+    let mut groups =
+        Groups { keys, batch: batch.clone(), columns, held: FxHashMap::default(), counter, fresh };
     let pact = Exchange::new(|((key, _), _, _): &(KeyedRow, Epoch, i64)| route(key));
     let scope = by_key.inner.scope();
     by_key
@@ -159,6 +157,7 @@ pub(super) fn group<'s>(
                         for (key, answer) in keys.into_iter().zip(answers) {
                             groups.answered(key, answer, &mut produced);
                         }
+                        groups.counter.settle();
                         let time = *capability.time();
                         let mut session = output.session(&capability);
                         session.give_iterator(produced.into_iter().map(|(row, diff)| (row, time, diff)));
@@ -177,7 +176,7 @@ impl Groups {
     fn change(&mut self, updates: Vec<(KeyedRow, i64)>, also: Option<Row>) -> Change {
         let mut touched: Vec<Row> = also.into_iter().collect();
         for ((key, row), diff) in updates {
-            let bytes = row.byte_len() as i64;
+            let bytes = MAP_ENTRY + if self.fresh { row_bytes(&row) } else { 0 };
             let group = self.held.entry(key.clone()).or_default();
             let count = group.rows.entry(row.clone()).or_insert(0);
             let (before, after) = (*count, *count + diff);
@@ -193,6 +192,7 @@ impl Groups {
         }
         touched.sort();
         touched.dedup();
+        self.counter.settle();
         let (mut keys, mut bags, mut output) = (Vec::new(), Vec::new(), Vec::new());
         for key in touched {
             let group = self.held.entry(key.clone()).or_default();
@@ -271,22 +271,13 @@ impl Groups {
         consolidate(&mut rows);
         let Some(group) = self.held.get_mut(&key) else { return };
         let before = std::mem::replace(&mut group.emitted, rows.clone());
-        let bytes = |rows: &[(Row, i64)]| rows.iter().map(|(r, _)| r.byte_len() as i64).sum::<i64>();
+        let bytes = |rows: &[(Row, i64)]| rows.iter().map(|(r, _)| 24 + row_bytes(r)).sum::<i64>();
         self.counter.add(rows.len() as i64 - before.len() as i64, bytes(&rows) - bytes(&before));
         rows.extend(before.into_iter().map(|(row, diff)| (row, -diff)));
         consolidate(&mut rows);
         output.append(&mut rows);
         if group.rows.is_empty() && group.emitted.is_empty() {
             self.held.remove(&key);
-        }
-    }
-}
-
-impl Drop for Groups {
-    fn drop(&mut self) {
-        for group in self.held.values() {
-            let rows = group.rows.keys().chain(group.emitted.iter().map(|(r, _)| r));
-            rows.for_each(|row| self.counter.add(-1, -(row.byte_len() as i64)));
         }
     }
 }

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use differential_dataflow::consolidation::consolidate;
@@ -20,6 +19,7 @@ use timely::dataflow::operators::generic::Operator;
 use timely::progress::Timestamp;
 use timely::scheduling::SyncActivator;
 
+use super::account::{Held, MAP_ENTRY, row_bytes};
 use super::keyed::{Incomplete, route};
 use crate::plan::{GroupBatch, RemoteBatch, ViewId};
 use crate::row::{Datum, Row};
@@ -47,56 +47,52 @@ pub enum EvaluationRequest {
     },
 }
 
-/// Where the results of one request go.
-pub struct EvaluationReply<T> {
-    sender: Sender<T>,
-    activator: SyncActivator,
+impl EvaluationRequest {
+    /// The stream table that asks.
+    pub fn view(&self) -> ViewId {
+        match self {
+            EvaluationRequest::Rows { view, .. } | EvaluationRequest::Groups { view, .. } => *view,
+        }
+    }
 }
 
-impl<T> EvaluationReply<T> {
+/// Where the results of one request go.
+pub struct EvaluationReply<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T: Send + 'static> EvaluationReply<T> {
     pub(super) fn new(sender: Sender<T>, activator: SyncActivator) -> EvaluationReply<T> {
-        EvaluationReply { sender, activator }
+        EvaluationReply::to(move |results| {
+            // A closed channel or worker means that the view is gone; nobody waits for the answer then.
+            let _ = sender.send(results);
+            let _ = activator.activate();
+        })
+    }
+
+    /// A reply that goes somewhere else: to the process whose operator asked.
+    pub fn to(receiver: impl FnOnce(T) + Send + 'static) -> EvaluationReply<T> {
+        EvaluationReply(Box::new(receiver))
     }
 
     /// Hands the results to the operator and wakes its worker.
     pub fn send(self, results: T) {
-        // A closed channel or worker means that the view is gone; nobody waits for the answer then.
-        let _ = self.sender.send(results);
-        let _ = self.activator.activate();
+        (self.0)(results);
     }
 }
 
-/// How operators reach the evaluation service, and where they count what they hold.
+/// How operators reach the evaluation service.
 #[derive(Clone)]
 pub(super) struct RequestSender {
     sender: tokio::sync::mpsc::UnboundedSender<EvaluationRequest>,
-    pub held: Held,
 }
 
 impl RequestSender {
     pub fn new(sender: tokio::sync::mpsc::UnboundedSender<EvaluationRequest>) -> RequestSender {
-        RequestSender { sender, held: Held::default() }
+        RequestSender { sender }
     }
 
     /// Whether the service took the request.
     pub fn send(&self, request: EvaluationRequest) -> bool {
         self.sender.send(request).is_ok()
-    }
-}
-
-/// Rows and packed bytes that operators of all workers hold.
-#[derive(Clone, Default)]
-pub(super) struct Held(Arc<[AtomicI64; 2]>);
-
-impl Held {
-    pub fn add(&self, rows: i64, bytes: i64) {
-        self.0[0].fetch_add(rows, Ordering::Relaxed);
-        self.0[1].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> (u64, u64) {
-        let value = |i: usize| u64::try_from(self.0[i].load(Ordering::Relaxed)).unwrap_or(0);
-        (value(0), value(1))
     }
 }
 
@@ -133,13 +129,13 @@ impl Work {
         match self {
             Work::Row(batch) => {
                 let (sender, receiver) = channel();
-                let reply = EvaluationReply { sender, activator };
+                let reply = EvaluationReply::new(sender, activator);
                 let request = EvaluationRequest::Rows { view, batch: batch.clone(), rows: inputs, reply };
                 requests.send(request).then_some(Answer::Row(receiver))
             }
             Work::Set(batch) => {
                 let (sender, receiver) = channel();
-                let reply = EvaluationReply { sender, activator };
+                let reply = EvaluationReply::new(sender, activator);
                 let groups = inputs.into_iter().map(|row| vec![row]).collect();
                 let request = EvaluationRequest::Groups { view, batch: batch.clone(), groups, reply };
                 requests.send(request).then_some(Answer::Set(receiver))
@@ -172,6 +168,31 @@ struct Remembered {
     count: i64,
 }
 
+/// Bytes of a remembered answer: its input, its results, and their places.
+fn remembered_bytes(input: &Row, results: &[Row]) -> i64 {
+    let results: i64 = results.iter().map(|row| 16 + row_bytes(row)).sum();
+    MAP_ENTRY + row_bytes(input) + results
+}
+
+/// The answers of one worker.
+struct Known {
+    answers: FxHashMap<Row, Remembered>,
+    held: Held,
+}
+
+impl Known {
+    fn insert(&mut self, input: Row, results: Vec<Row>) {
+        self.held.add(1, remembered_bytes(&input, &results));
+        self.answers.insert(input, Remembered { results, count: 0 });
+    }
+
+    fn remove(&mut self, input: &Row) {
+        if let Some(entry) = self.answers.remove(input) {
+            self.held.add(-1, -remembered_bytes(input, &entry.results));
+        }
+    }
+}
+
 struct Waiting<T: Timestamp> {
     capability: Capability<T>,
     updates: Vec<(Row, i64)>,
@@ -185,6 +206,7 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
     view: ViewId,
     work: Work,
     requests: RequestSender,
+    held: Held,
 ) -> VecCollection<'s, T, Row, i64> {
     let columns = work.columns();
     let pact = Exchange::new(|(row, _, _): &(Row, T, i64)| route(row));
@@ -197,7 +219,7 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
             move |_, info| {
                 let mut pending: Incomplete<Row, T> = BTreeMap::new();
                 let mut queue: VecDeque<Waiting<T>> = VecDeque::new();
-                let mut known: FxHashMap<Row, Remembered> = FxHashMap::default();
+                let mut known = Known { answers: FxHashMap::default(), held };
                 let activator = scope.worker().sync_activator_for(info.address.to_vec());
                 move |(input, frontier), output| {
                     input.for_each_stamp(|capability, data| {
@@ -225,11 +247,10 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
                     }
                     while let Some(head) = queue.front_mut() {
                         if head.answer.is_none() {
-                            let mut asked = head.ask(&columns, &known);
+                            let mut asked = head.ask(&columns, &known.answers);
                             asked.retain(|input| match work.failed(input) {
                                 Some(error) => {
-                                    let results = vec![error];
-                                    known.insert(input.clone(), Remembered { results, count: 0 });
+                                    known.insert(input.clone(), vec![error]);
                                     false
                                 }
                                 None => true,
@@ -245,7 +266,7 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
                         if let Some((asked, answer)) = &mut head.answer {
                             let Some(results) = answer.poll() else { break };
                             for (input, results) in std::mem::take(asked).into_iter().zip(results) {
-                                known.insert(input, Remembered { results, count: 0 });
+                                known.insert(input, results);
                             }
                         }
                         let Some(Waiting { capability, updates, .. }) = queue.pop_front() else { break };
@@ -254,7 +275,7 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
                         let mut unused = Vec::new();
                         for (row, diff) in updates {
                             let input = row.project(&columns);
-                            let Some(entry) = known.get_mut(&input) else { continue };
+                            let Some(entry) = known.answers.get_mut(&input) else { continue };
                             entry.count += diff;
                             for results in &entry.results {
                                 session.give((row.concat(results), time.clone(), diff));
@@ -264,10 +285,11 @@ pub(super) fn evaluate<'s, T: Timestamp + Lattice>(
                             }
                         }
                         for input in unused {
-                            if known.get(&input).is_some_and(|entry| entry.count == 0) {
+                            if known.answers.get(&input).is_some_and(|entry| entry.count == 0) {
                                 known.remove(&input);
                             }
                         }
+                        known.held.settle();
                     }
                 }
             },

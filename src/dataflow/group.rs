@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
+use super::account::{MAP_ENTRY, row_bytes};
 use crate::kernel;
 use crate::plan::expr::Order;
 use crate::plan::{Aggregate, AggregateFunction};
@@ -27,6 +28,8 @@ pub(super) struct Group {
     pub emitted: Option<Row>,
     /// Already noted in the current epoch.
     pub touched: bool,
+    /// Bytes of the images and of the values that accumulators hold.
+    pub values: i64,
 }
 
 struct Accumulator {
@@ -75,7 +78,20 @@ impl PartialEq for Ordered {
 }
 impl Eq for Ordered {}
 
+impl AsRef<Row> for Ordered {
+    fn as_ref(&self) -> &Row {
+        &self.value
+    }
+}
+
 impl Group {
+    /// Bytes of the group with its key.
+    pub fn bytes(&self, key: &Row) -> i64 {
+        let own = std::mem::size_of::<Group>() + std::mem::size_of_val(&*self.accumulators);
+        let emitted = self.emitted.as_ref().map_or(0, row_bytes);
+        16 + own as i64 + row_bytes(key) + emitted + self.values
+    }
+
     pub fn new(aggregates: &[Aggregate], image_columns: Option<&[usize]>) -> Group {
         Group {
             rows: 0,
@@ -83,6 +99,7 @@ impl Group {
             accumulators: aggregates.iter().map(Accumulator::new).collect(),
             emitted: None,
             touched: false,
+            values: 0,
         }
     }
 
@@ -100,7 +117,7 @@ impl Group {
     ) {
         self.rows += diff;
         if let (Some(images), Some(columns)) = (&mut self.images, image_columns) {
-            add(images, row.project(columns), diff);
+            self.values += add(images, row.project(columns), diff);
         }
         if aggregates.is_empty() {
             return;
@@ -111,12 +128,12 @@ impl Group {
             match at(aggregate.filter) {
                 None | Some(Datum::Bool(true)) => {}
                 Some(error @ Datum::Error(_)) => {
-                    accumulator.error(error, diff);
+                    self.values += accumulator.error(error, diff);
                     continue;
                 }
                 Some(_) => continue,
             }
-            accumulator.update(aggregate, at(aggregate.argument), diff);
+            self.values += accumulator.update(aggregate, at(aggregate.argument), diff);
         }
     }
 
@@ -135,17 +152,22 @@ impl Group {
     }
 }
 
-fn add<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, diff: i64) {
+/// Adds `diff` copies; returns by how many bytes the map has grown.
+fn add<K: Ord + AsRef<Row>>(map: &mut BTreeMap<K, i64>, key: K, diff: i64) -> i64 {
     use std::collections::btree_map::Entry;
+    let bytes = MAP_ENTRY + row_bytes(key.as_ref());
     match map.entry(key) {
         Entry::Vacant(slot) => {
             slot.insert(diff);
+            bytes
         }
         Entry::Occupied(mut slot) => {
             *slot.get_mut() += diff;
             if *slot.get() == 0 {
                 slot.remove();
+                return -bytes;
             }
+            0
         }
     }
 }
@@ -165,27 +187,24 @@ impl Accumulator {
         Accumulator { state, errors: BTreeMap::new(), distinct: aggregate.distinct.map(|_| HashMap::new()) }
     }
 
-    fn error(&mut self, error: Datum<'_>, diff: i64) {
-        add(&mut self.errors, Row::from_datums([error]), diff);
+    fn error(&mut self, error: Datum<'_>, diff: i64) -> i64 {
+        add(&mut self.errors, Row::from_datums([error]), diff)
     }
 
-    fn update(&mut self, aggregate: &Aggregate, argument: Option<Datum<'_>>, diff: i64) {
+    /// Returns by how many bytes the held values have grown.
+    fn update(&mut self, aggregate: &Aggregate, argument: Option<Datum<'_>>, diff: i64) -> i64 {
         let datum = match (aggregate.function, argument) {
             (AggregateFunction::CountStar, _) => {
-                self.add(aggregate.function, Datum::Bool(true), diff);
-                return;
+                return self.add(aggregate.function, Datum::Bool(true), diff);
             }
             (AggregateFunction::Single, Some(datum)) => {
-                if let State::Single(values) = &mut self.state {
-                    add(values, Row::from_datums([datum]), diff);
-                }
-                return;
+                return match &mut self.state {
+                    State::Single(values) => add(values, Row::from_datums([datum]), diff),
+                    _ => 0,
+                };
             }
-            (_, None | Some(Datum::Null)) => return,
-            (_, Some(error @ Datum::Error(_))) => {
-                self.error(error, diff);
-                return;
-            }
+            (_, None | Some(Datum::Null)) => return 0,
+            (_, Some(error @ Datum::Error(_))) => return self.error(error, diff),
             (_, Some(datum)) => datum,
         };
         match aggregate.distinct {
@@ -196,27 +215,37 @@ impl Accumulator {
 
     /// Counts a value once however often it is there. Equal values may look different (1.0, 1.00): what was counted
     /// is remembered, so that exactly it is taken away.
-    fn add_distinct(&mut self, function: AggregateFunction, form: KeyForm, datum: Datum<'_>, diff: i64) {
+    fn add_distinct(
+        &mut self,
+        function: AggregateFunction,
+        form: KeyForm,
+        datum: Datum<'_>,
+        diff: i64,
+    ) -> i64 {
         let mut key = RowBuilder::default();
         form.push(datum, &mut key);
         let key = key.finish();
-        let Some(values) = &mut self.distinct else { return };
+        let Some(values) = &mut self.distinct else { return 0 };
         let (count, image) = values.entry(key.clone()).or_insert_with(|| (0, Row::from_datums([datum])));
+        let bytes = MAP_ENTRY + row_bytes(&key) + row_bytes(image);
+        let mut grown = if *count == 0 { bytes } else { 0 };
         let before = *count > 0;
         *count += diff;
         let after = *count > 0;
         let image = image.clone();
         if *count == 0 {
             values.remove(&key);
+            grown -= bytes;
         }
         match (before, after) {
-            (false, true) => self.add(function, image.get(0), 1),
-            (true, false) => self.add(function, image.get(0), -1),
-            _ => {}
+            (false, true) => grown + self.add(function, image.get(0), 1),
+            (true, false) => grown + self.add(function, image.get(0), -1),
+            _ => grown,
         }
     }
 
-    fn add(&mut self, function: AggregateFunction, datum: Datum<'_>, diff: i64) {
+    fn add(&mut self, function: AggregateFunction, datum: Datum<'_>, diff: i64) -> i64 {
+        let mut grown = 0;
         let understood = match (&mut self.state, datum) {
             (State::Count(n), _) => {
                 *n += diff;
@@ -233,9 +262,9 @@ impl Accumulator {
             },
             (State::Extreme(values), datum) => {
                 let (AggregateFunction::Min(order) | AggregateFunction::Max(order)) = function else {
-                    return;
+                    return 0;
                 };
-                add(values, Ordered { order, value: Row::from_datums([datum]) }, diff);
+                grown = add(values, Ordered { order, value: Row::from_datums([datum]) }, diff);
                 true
             }
             (State::Bool { trues, falses }, Datum::Bool(value)) => {
@@ -244,8 +273,9 @@ impl Accumulator {
             }
             _ => false,
         };
-        if !understood {
-            self.error(Datum::Error(Fault::WRONG_OPERAND.payload().as_bytes()), diff);
+        match understood {
+            true => grown,
+            false => self.error(Datum::Error(Fault::WRONG_OPERAND.payload().as_bytes()), diff),
         }
     }
 

@@ -63,6 +63,12 @@ pub enum Command {
         view: ViewId,
         rel: Arc<Rel>,
         bindings: Bindings,
+        limits: Limits,
+    },
+    /// Other limits for an installed view.
+    SetLimits {
+        view: ViewId,
+        limits: Limits,
     },
     DropView {
         view: ViewId,
@@ -82,15 +88,78 @@ pub struct ViewDelta {
     pub rows: Vec<(Row, i64)>,
 }
 
-/// What the engine holds, for limits and `explain`.
+/// What one view may take before it is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of state of its own.
+    pub bytes: u64,
+    /// Pairs that its joins may make in one epoch.
+    pub pairs: u64,
+}
+
+/// Which limit was passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Excess {
+    /// The view's own state, in bytes.
+    State { limit: u64 },
+    /// Pairs of its joins in one epoch.
+    Pairs { limit: u64 },
+    /// All state together, in bytes; the view held most.
+    Total { held: u64, limit: u64 },
+}
+
+/// A view that was dropped because it passed a limit, with what it held then.
+#[derive(Debug, Clone)]
+pub struct Exceeded {
+    pub view: ViewId,
+    pub excess: Excess,
+    pub usage: ViewUsage,
+}
+
+/// Rows and bytes of some state. Bytes are estimates from the sizes of the rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// A part of an operator's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartUsage {
+    /// Place of the operator in a walk over the plan from the top, from 0: the lines of `explain`.
+    pub operator: usize,
+    /// What is held: `rows`, `left rows`, `groups` ...
+    pub role: &'static str,
+    /// Other views use it, too; it is not charged to this one.
+    pub shared: bool,
+    pub usage: Usage,
+}
+
+/// The state of one view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewUsage {
+    pub view: ViewId,
+    pub parts: Vec<PartUsage>,
+}
+
+impl ViewUsage {
+    /// What is its own.
+    pub fn own(&self) -> Usage {
+        let own = self.parts.iter().filter(|p| !p.shared);
+        own.fold(Usage::default(), |sum, p| Usage {
+            rows: sum.rows + p.usage.rows,
+            bytes: sum.bytes + p.usage.bytes,
+        })
+    }
+}
+
+/// What the engine holds, for limits and logs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DataflowStats {
     pub source_rows: u64,
-    /// Packed bytes of the held rows plus their table slots.
     pub source_bytes: u64,
-    /// Rows, and their packed bytes, in groups that PostgreSQL computes and in partitions of which the first are shown.
-    pub group_rows: u64,
-    pub group_bytes: u64,
+    /// Everything: sources, arrangements, state of operators.
+    pub bytes: u64,
 }
 
 /// Everything that epoch `epoch` changed.
@@ -99,6 +168,8 @@ pub struct EpochResult {
     pub epoch: Epoch,
     pub deltas: Vec<ViewDelta>,
     pub stats: DataflowStats,
+    /// Views that are gone, and with them those that read them.
+    pub exceeded: Vec<Exceeded>,
     /// Contradictions between the stream and the held rows; any means that memory is not to be trusted.
     pub faults: Vec<String>,
 }

@@ -13,6 +13,7 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::vec::Map;
 use timely::order::Product;
 
+use super::account::{Held, KEYED_ENTRY, row_bytes};
 use super::arrangement::{JoinColumns, RowArrangement, join_key};
 use super::evaluate::{RequestSender, Work, evaluate};
 use super::keyed::Rows;
@@ -41,7 +42,7 @@ enum Part<'s> {
     Outside(Rows<'s>),
     Filter(Box<Part<'s>>, Expr),
     Project(Box<Part<'s>>, Vec<Expr>),
-    Evaluate(Box<Part<'s>>, Work),
+    Evaluate(Box<Part<'s>>, Work, Held),
     Union(Vec<Part<'s>>),
     Join(Box<Joined<'s>>),
 }
@@ -59,6 +60,7 @@ struct Joined<'s> {
 /// Renders a recursion; `id` is that of its reference in `step`, `distinct` the keys of UNION.
 pub(super) fn recursive<'s>(
     context: &mut Context<'_, 's>,
+    rel: &Rel,
     id: usize,
     base: &Rel,
     step: &Rel,
@@ -69,22 +71,25 @@ pub(super) fn recursive<'s>(
     let part = prepare(context, id, step, &mut failures)?;
     let (view, requests) = (context.view, context.requests.clone());
     let outer = context.scope;
-    let (rows, failed) = outer.scoped::<Round, _, _>("Recursive", |nested| {
-        let (variable, result) = VecVariable::new(nested, Product::new(Default::default(), 1));
-        let (current, runaway) = bounded(result);
-        let mut inner = Loop { nested, current, view, requests, failures: vec![runaway] };
-        let next = inner.enter(part);
-        let all = base.rows.enter(nested).concat(next);
-        let all = match distinct {
-            Some(keys) => once(all, keys.to_vec()),
-            None => all.consolidate(),
-        };
-        variable.set(all.clone());
-        let failures = inner.failures.into_iter().map(|f| f.leave(outer)).collect::<Vec<_>>();
-        (all.leave(outer), failures)
+    let (rows, failed) = context.measure.arranged(outer, rel, "rows of all rounds", |meter| {
+        outer.scoped::<Round, _, _>("Recursive", |nested| {
+            let (variable, result) = VecVariable::new(nested, Product::new(Default::default(), 1));
+            let (current, runaway) = bounded(result);
+            let mut inner = Loop { nested, current, view, requests, failures: vec![runaway] };
+            let next = inner.enter(part);
+            let all = base.rows.enter(nested).concat(next);
+            let all = all.inspect(move |(row, _, _)| meter.note(KEYED_ENTRY + row_bytes(row)));
+            let all = match distinct {
+                Some(keys) => once(all, keys.to_vec()),
+                None => all.consolidate(),
+            };
+            variable.set(all.clone());
+            let failures = inner.failures.into_iter().map(|f| f.leave(outer)).collect::<Vec<_>>();
+            (all.leave(outer), failures)
+        })
     });
     failures.extend(failed);
-    Ok(Rendered { rows, failures, sound: false })
+    Ok(Rendered { rows, failures, sound: false, fresh: false })
 }
 
 /// Renders what is outside of the loop.
@@ -110,6 +115,7 @@ fn prepare<'s>(
         Rel::Evaluate { input, batch } => Part::Evaluate(
             Box::new(prepare(context, id, input, failures)?),
             Work::Row(Arc::new(batch.clone())),
+            context.measure.held(rel, "answers"),
         ),
         Rel::UnionAll { inputs } => {
             let parts = inputs.iter().map(|i| prepare(context, id, i, failures));
@@ -192,9 +198,9 @@ impl<'n> Loop<'n> {
                 let mut native = Native::default();
                 self.enter(*input).map(move |row| native.project(&exprs, &row))
             }
-            Part::Evaluate(input, work) => {
+            Part::Evaluate(input, work, held) => {
                 let rows = self.enter(*input);
-                evaluate(rows, self.view, work, self.requests.clone())
+                evaluate(rows, self.view, work, self.requests.clone(), held)
             }
             Part::Union(parts) => {
                 let mut all = parts.into_iter().map(|p| self.enter(p)).collect::<Vec<_>>().into_iter();

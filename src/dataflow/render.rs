@@ -18,6 +18,7 @@ use super::collect;
 use super::evaluate::{RequestSender, Work, evaluate};
 use super::join;
 use super::keyed::Rows;
+use super::measure::Measure;
 use super::native::Native;
 use super::protocol::{Bindings, Epoch, InstanceId};
 use super::recursive;
@@ -33,16 +34,22 @@ pub(super) struct Rendered<'s> {
     pub failures: Vec<Rows<'s>>,
     /// No row of it can hold an error: whoever reads it need not look for one.
     pub sound: bool,
+    /// Its rows are made anew: whoever keeps them is the only one. Else a source or an operator below holds them.
+    pub fresh: bool,
 }
 
 impl<'s> Rendered<'s> {
-    fn sound(rows: Rows<'s>) -> Rendered<'s> {
-        Rendered { rows, failures: Vec::new(), sound: true }
+    fn sound(rows: Rows<'s>, fresh: bool) -> Rendered<'s> {
+        Rendered { rows, failures: Vec::new(), sound: true, fresh }
     }
 
-    /// The operator `f` over the rows; `safe`: it raises no errors of its own.
+    /// The operator `f` over the rows, which keeps what it puts out; `safe`: it raises no errors of its own.
     fn map(self, safe: bool, f: impl FnOnce(Rows<'s>) -> Rows<'s>) -> Rendered<'s> {
-        Rendered { rows: f(self.rows), failures: self.failures, sound: self.sound && safe }
+        Rendered { rows: f(self.rows), failures: self.failures, sound: self.sound && safe, fresh: false }
+    }
+
+    fn made_anew(self) -> Rendered<'s> {
+        Rendered { fresh: true, ..self }
     }
 }
 
@@ -62,12 +69,14 @@ pub(super) struct Context<'a, 's> {
     /// Rows of constants, to be inserted once by worker 0.
     pub constants: Vec<(InputSession<Epoch, Row, i64>, Vec<Row>)>,
     pub memo: Memo<'s>,
+    pub measure: &'a mut Measure,
 }
 
 /// Subtrees that the plan mentions several times are rendered once, and arranged once by each key.
 pub(super) struct Memo<'s> {
     repeated: HashSet<Rel>,
-    rows: HashMap<Rel, (Rows<'s>, bool)>,
+    /// Rows, whether they are sound, whether they are fresh.
+    rows: HashMap<Rel, (Rows<'s>, bool, bool)>,
     arranged: HashMap<(Rel, JoinColumns), RowArrangement<'s>>,
 }
 
@@ -135,13 +144,14 @@ pub(super) fn key_columns(on: &[JoinKey]) -> (JoinColumns, JoinColumns) {
 }
 
 pub(super) fn render<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>> {
-    if let Some((rows, sound)) = context.memo.rows.get(rel) {
+    if let Some((rows, sound, fresh)) = context.memo.rows.get(rel) {
         // Its failures are told where it was rendered.
-        return Ok(Rendered { rows: rows.clone(), failures: Vec::new(), sound: *sound });
+        return Ok(Rendered { rows: rows.clone(), failures: Vec::new(), sound: *sound, fresh: *fresh });
     }
     let rendered = operator(context, rel)?;
     if context.memo.repeated.contains(rel) {
-        context.memo.rows.insert(rel.clone(), (rendered.rows.clone(), rendered.sound));
+        let shown = (rendered.rows.clone(), rendered.sound, rendered.fresh);
+        context.memo.rows.insert(rel.clone(), shown);
     }
     Ok(rendered)
 }
@@ -155,11 +165,10 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
             let columns = positions(attributes, binding);
             let rows = context.input(binding.instance);
             // What is held is handed on as it is where the query reads just that.
-            let rows = match columns.iter().copied().eq(0..held) {
-                true => rows,
-                false => rows.map(move |row| row.project(&columns)),
-            };
-            Rendered::sound(rows)
+            match columns.iter().copied().eq(0..held) {
+                true => Rendered::sound(rows, false),
+                false => Rendered::sound(rows.map(move |row| row.project(&columns)), true),
+            }
         }
         Rel::StreamTable { view, columns } => {
             let trace = context
@@ -170,75 +179,82 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
             context.buttons.push(button);
             let columns = columns.clone();
             let rows = arranged.as_collection(|row, &()| row.clone()).map(move |row| row.project(&columns));
-            Rendered::sound(rows)
+            Rendered::sound(rows, true)
         }
         Rel::Constant { rows } => {
             let mut session = InputSession::new();
             session.advance_to(context.now);
             let collection = session.to_collection(context.scope);
             context.constants.push((session, rows.clone()));
-            Rendered::sound(collection)
+            Rendered::sound(collection, false)
         }
         Rel::Filter { input, predicate } => filter(render(context, input)?, predicate.clone()),
         Rel::Project { input, exprs } => {
             let exprs = exprs.clone();
             let mut native = Native::default();
             let safe = exprs.iter().all(|e| e.is_infallible());
-            render(context, input)?.map(safe, |rows| rows.map(move |row| native.project(&exprs, &row)))
+            let input = render(context, input)?;
+            input.map(safe, |rows| rows.map(move |row| native.project(&exprs, &row))).made_anew()
         }
         Rel::Evaluate { input, batch } => {
             let requests = context.requests.clone();
             let view = context.view;
             let work = Work::Row(Arc::new(batch.clone()));
-            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+            let held = context.measure.held(rel, "answers");
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests, held)).made_anew()
         }
         Rel::Group { input, batch, .. } if batch.form == GroupForm::Sets => {
             let (requests, view) = (context.requests.clone(), context.view);
             let work = Work::Set(Arc::new(batch.clone()));
-            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests))
+            let held = context.measure.held(rel, "answers");
+            render(context, input)?.map(false, |rows| evaluate(rows, view, work, requests, held)).made_anew()
         }
         Rel::Group { input, keys, batch } => {
             let (requests, view, first) = (context.requests.clone(), context.view, context.now);
             let owner = owns_empty_key(context.scope);
             let (keys, batch) = (keys.clone(), batch.clone());
-            render(context, input)?
-                .map(false, |rows| collect::group(rows, view, keys, batch, requests, first, owner))
+            let input = render(context, input)?;
+            let held = (context.measure.held(rel, "rows of groups and answers"), input.fresh);
+            input.map(false, |rows| collect::group(rows, view, keys, batch, requests, (first, owner), held))
         }
         Rel::TopK { input, partition, order, offset, limit, with_ties } => {
             let window = Window { offset: *offset, limit: *limit, with_ties: *with_ties };
             let (partition, order, first) = (partition.clone(), order.clone(), context.now);
-            let held = context.requests.held.clone();
             let input = render(context, input)?;
+            let held = (context.measure.held(rel, "rows"), input.fresh);
             let sound = input.sound;
             input.map(sound, |rows| topk::top(rows, partition, order, window, first, held))
         }
         Rel::Join { kind, left, right, on, residual } => {
-            render_join(context, *kind, left, right, on, residual.clone())?
+            render_join(context, rel, *kind, (left, right), on, residual.clone())?
         }
         Rel::Aggregate { input, group, aggregates } => {
             let (group, aggregates, first) = (group.clone(), aggregates.clone(), context.now);
             let owner = owns_empty_key(context.scope);
             let safe = aggregates.is_empty();
+            let held = context.measure.held(rel, "groups");
             render(context, input)?
-                .map(safe, |rows| aggregate::aggregate(rows, group, aggregates, first, owner))
+                .map(safe, |rows| aggregate::aggregate(rows, group, aggregates, first, owner, held))
         }
         Rel::Distinct { input, keys } => {
             let (keys, first) = (keys.clone(), context.now);
-            render(context, input)?.map(true, |rows| aggregate::distinct(rows, keys, first))
+            let held = context.measure.held(rel, "groups");
+            render(context, input)?.map(true, |rows| aggregate::distinct(rows, keys, first, held))
         }
         Rel::SetOp { kind, all, left, right, keys } => {
             let (l, r) = (render(context, left)?, render(context, right)?);
             let (left, right) = (l.rows.clone(), r.rows.clone());
-            let rows = set_operation(left, right, *kind, *all, keys.clone(), context.now);
+            let held = context.measure.held(rel, "rows");
+            let rows = set_operation(left, right, *kind, *all, keys.clone(), context.now, held);
             let mut failures: Vec<_> = l.failures.into_iter().chain(r.failures).collect();
             let all: JoinColumns = keys.iter().enumerate().map(|(c, form)| (c, *form, true)).collect();
             for (side, _) in [(l.rows, l.sound), (r.rows, r.sound)].into_iter().filter(|s| !s.1) {
                 failures.push(key_failures(side, all.clone()));
             }
-            Rendered { rows, failures, sound: true }
+            Rendered { rows, failures, sound: true, fresh: false }
         }
         Rel::Recursive { id, base, step, distinct } => {
-            recursive::recursive(context, *id, base, step, distinct.as_deref())?
+            recursive::recursive(context, rel, *id, base, step, distinct.as_deref())?
         }
         Rel::RecursiveReference { .. } => {
             return Err(Error::internal("a recursive reference outside of its recursion"));
@@ -252,6 +268,7 @@ fn operator<'s>(context: &mut Context<'_, 's>, rel: &Rel) -> Result<Rendered<'s>
                 rows: sum.rows.concat(next.rows),
                 failures: sum.failures.into_iter().chain(next.failures).collect(),
                 sound: sum.sound && next.sound,
+                fresh: sum.fresh || next.fresh,
             })
         }
     })
@@ -263,7 +280,7 @@ fn owns_empty_key(scope: Scope<'_, Epoch>) -> bool {
 }
 
 fn filter<'s>(input: Rendered<'s>, predicate: Expr) -> Rendered<'s> {
-    let Rendered { rows, mut failures, sound } = input;
+    let Rendered { rows, mut failures, sound, fresh } = input;
     // Also a predicate that can't fail itself may meet an error that an earlier projection left in the row.
     if !(sound && predicate.is_infallible()) {
         let (test, mut native) = (predicate.clone(), Native::default());
@@ -273,14 +290,14 @@ fn filter<'s>(input: Rendered<'s>, predicate: Expr) -> Rendered<'s> {
     }
     let mut native = Native::default();
     let rows = rows.filter(move |row| matches!(native.predicate(&predicate, row), Ok(true)));
-    Rendered { rows, failures, sound }
+    Rendered { rows, failures, sound, fresh }
 }
 
 fn render_join<'s>(
     context: &mut Context<'_, 's>,
+    rel: &Rel,
     kind: JoinKind,
-    left: &Rel,
-    right: &Rel,
+    (left, right): (&Rel, &Rel),
     on: &[JoinKey],
     residual: Option<Expr>,
 ) -> Result<Rendered<'s>> {
@@ -289,7 +306,8 @@ fn render_join<'s>(
     if kind == JoinKind::Inner {
         let (l, left_sound) = side(context, left, &left_keys, &mut failures)?;
         let (r, right_sound) = side(context, right, &right_keys, &mut failures)?;
-        let joined = Rendered { rows: join::inner(l, r), failures, sound: left_sound && right_sound };
+        let rows = join::inner(l, r, context.measure.account());
+        let joined = Rendered { rows, failures, sound: left_sound && right_sound, fresh: true };
         return Ok(match residual {
             None => joined,
             Some(predicate) => filter(joined, predicate),
@@ -304,11 +322,16 @@ fn render_join<'s>(
         let keys = r.rows.flat_map(move |row| join_key(&row, &right_keys)?.ok());
         if kind == JoinKind::Semi {
             let (l, sound) = side(context, left, &left_keys, &mut failures)?;
-            return Ok(Rendered { rows: join::with_keys(l, keys), failures, sound });
+            let rows =
+                context.measure.arranged(context.scope, rel, "keys", |meter| join::with_keys(l, keys, meter));
+            return Ok(Rendered { rows, failures, sound, fresh: false });
         }
         let (l, arranged) = kept(context, left, &left_keys, &mut failures)?;
-        let rows = l.rows.concat(join::with_keys(arranged, keys).negate());
-        return Ok(Rendered { rows, failures, sound: l.sound });
+        let matched = context
+            .measure
+            .arranged(context.scope, rel, "keys", |meter| join::with_keys(arranged, keys, meter));
+        let rows = l.rows.concat(matched.negate());
+        return Ok(Rendered { rows, failures, sound: l.sound, fresh: false });
     }
     let (left_width, right_width) = (width(left), width(right));
     let (l, arranged) = kept(context, left, &left_keys, &mut failures)?;
@@ -319,9 +342,13 @@ fn render_join<'s>(
         let (arranged, sound) = side(context, right, &right_keys, &mut failures)?;
         (arranged, sound, None)
     };
-    let (pairs, errors) = join::pairs(arranged, r, residual);
+    let account = context.measure.account();
+    let (pairs, errors) = join::pairs(arranged, r, residual, l.sound && right_sound, account);
     failures.extend(errors);
-    let partnered = join::partnered(l.rows.clone(), left_keys, pairs.clone().map(|(l, _)| l));
+    let matched = pairs.clone().map(|(l, _)| l);
+    let partnered = context.measure.arranged(context.scope, rel, "matched left rows", |meter| {
+        join::partnered(l.rows.clone(), left_keys, matched, meter)
+    });
     let sound = l.sound && (right_sound || kind.is_left_only());
     let rows = match kind {
         JoinKind::Semi => partnered,
@@ -333,14 +360,18 @@ fn render_join<'s>(
             match right_rows {
                 None => rows,
                 Some(all) => {
-                    let partnered = join::partnered(all.clone(), right_keys, pairs.map(|(_, r)| r));
+                    let matched = pairs.map(|(_, r)| r);
+                    let partnered =
+                        context.measure.arranged(context.scope, rel, "matched right rows", |meter| {
+                            join::partnered(all.clone(), right_keys, matched, meter)
+                        });
                     let unmatched = all.concat(partnered.negate());
                     rows.concat(unmatched.map(move |row| join::pad(&row, left_width, true)))
                 }
             }
         }
     };
-    Ok(Rendered { rows, failures, sound })
+    Ok(Rendered { rows, failures, sound, fresh: !kind.is_left_only() })
 }
 
 /// A side whose rows are needed as they are, too.
@@ -371,7 +402,10 @@ fn arranged<'s>(
     if !rendered.sound {
         failures.push(key_failures(rendered.rows.clone(), keys.clone()));
     }
-    let arranged = arrange(rendered.rows.clone(), keys.clone());
+    let (rows, fresh) = (rendered.rows.clone(), rendered.fresh);
+    let arranged = context
+        .measure
+        .arranged(context.scope, rel, "rows by key", |meter| arrange(rows, keys.clone(), fresh, meter));
     if let Some(key) = repeated {
         context.memo.arranged.insert(key, arranged.clone());
     }
@@ -389,6 +423,7 @@ pub(super) fn side<'s>(
         ArrangementKey::of(rel, keys, context.bindings).and_then(|k| context.shared.by_key.get_mut(&k));
     if let Some(shared) = shared {
         let (arranged, button) = shared.import(context.scope);
+        context.measure.uses(rel, "rows by key", shared.part());
         context.buttons.push(button);
         return Ok((arranged, true));
     }

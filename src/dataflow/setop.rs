@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
+use super::account::{Held, MAP_ENTRY, row_bytes};
 use super::aggregate::group_key;
 use super::arrangement::KeyColumns;
 use super::keyed::{KeyedRow, Part, Rows, keyed};
@@ -46,6 +47,11 @@ impl Entry {
     }
 }
 
+/// Bytes of a key's place in the table.
+fn entry_bytes(key: &Row) -> i64 {
+    row_bytes(key) + 16 + std::mem::size_of::<Entry>() as i64
+}
+
 /// Renders a set operation over two inputs of the same columns.
 pub(super) fn set_operation<'s>(
     left: Rows<'s>,
@@ -54,6 +60,7 @@ pub(super) fn set_operation<'s>(
     all: bool,
     forms: Vec<KeyForm>,
     first: Epoch,
+    mut held: Held,
 ) -> Rows<'s> {
     let columns: KeyColumns = forms.into_iter().enumerate().collect();
     let sides = [(left, true), (right, false)].map(|(rows, is_left)| {
@@ -71,21 +78,30 @@ pub(super) fn set_operation<'s>(
     let mut touched: Vec<Row> = Vec::new();
     let logic = move |updates: Vec<(KeyedRow, i64)>, part: Part, output: &mut Vec<(Row, i64)>| {
         for ((key, row), diff) in updates {
-            let entry = entries.entry(key.clone()).or_default();
+            let entry = entries.entry(key.clone()).or_insert_with(|| {
+                held.add(0, entry_bytes(&key));
+                Entry::default()
+            });
             if !std::mem::replace(&mut entry.touched, true) {
                 touched.push(key);
             }
             if row.get(0) == Datum::Bool(true) {
                 let row = row.project(&values);
+                let bytes = MAP_ENTRY + row_bytes(&row);
                 let count = entry.left.entry(row.clone()).or_insert(0);
+                if *count == 0 {
+                    held.add(1, bytes);
+                }
                 *count += diff;
                 if *count == 0 {
                     entry.left.remove(&row);
+                    held.add(-1, -bytes);
                 }
             } else {
                 entry.right += diff;
             }
         }
+        held.settle();
         if part == Part::More {
             return;
         }
@@ -100,8 +116,10 @@ pub(super) fn set_operation<'s>(
             }
             if entry.left.is_empty() && entry.right == 0 {
                 entries.remove(&key);
+                held.add(0, -entry_bytes(&key));
             }
         }
+        held.settle();
     };
     keyed(left.concat(right), "SetOperation", first, logic)
 }

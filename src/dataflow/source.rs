@@ -7,6 +7,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use rustc_hash::FxHashMap;
 
+use super::account::Held;
 use super::protocol::RowChange;
 use crate::row::{Row, RowBuilder};
 
@@ -14,10 +15,11 @@ use crate::row::{Row, RowBuilder};
 const ROW_OVERHEAD: u64 = 16 + 24;
 
 /// A held source.
-pub struct SourceState {
+pub(super) struct SourceState {
     rows: Rows,
     bytes: u64,
     builder: RowBuilder,
+    held: Held,
 }
 
 enum Rows {
@@ -34,13 +36,22 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// `new` with the values of `old` where they are `unchanged`.
+pub(super) fn fill(builder: &mut RowBuilder, old: &Row, new: &Row, unchanged: &[u16]) -> Row {
+    for (i, (was, is)) in old.iter().zip(new.iter()).enumerate() {
+        let kept = unchanged.contains(&(i as u16));
+        builder.push(if kept { was } else { is });
+    }
+    builder.finish()
+}
+
 impl SourceState {
-    pub fn new(identity: usize) -> Self {
+    pub fn new(identity: usize, held: Held) -> Self {
         let rows = match identity {
             0 => Rows::Bag { table: FxHashMap::default(), count: 0 },
             columns => Rows::Keyed { columns, table: HashTable::new() },
         };
-        SourceState { rows, bytes: 0, builder: RowBuilder::default() }
+        SourceState { rows, bytes: 0, builder: RowBuilder::default(), held }
     }
 
     pub fn row_count(&self) -> u64 {
@@ -50,15 +61,17 @@ impl SourceState {
         }
     }
 
-    pub fn byte_count(&self) -> u64 {
-        self.bytes
+    /// Tells the account what is held now.
+    pub fn settle(&mut self) {
+        let known = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.held.set(known(self.row_count()), known(self.bytes));
     }
 
-    /// Calls `f` with every held row and its multiplicity.
-    pub fn for_each(&self, mut f: impl FnMut(&Row, i64)) {
+    /// Every held row and its multiplicity.
+    pub fn iter(&self) -> Box<dyn Iterator<Item = (&Row, i64)> + '_> {
         match &self.rows {
-            Rows::Keyed { table, .. } => table.iter().for_each(|row| f(row, 1)),
-            Rows::Bag { table, .. } => table.iter().for_each(|(row, n)| f(row, *n)),
+            Rows::Keyed { table, .. } => Box::new(table.iter().map(|row| (row, 1))),
+            Rows::Bag { table, .. } => Box::new(table.iter().map(|(row, n)| (row, *n))),
         }
     }
 
@@ -81,7 +94,10 @@ impl SourceState {
                         self.remove(&identity)?
                     }
                 };
-                let new = if unchanged.is_empty() { new } else { self.fill(&old, &new, &unchanged) };
+                let new = match unchanged.is_empty() {
+                    true => new,
+                    false => fill(&mut self.builder, &old, &new, &unchanged),
+                };
                 self.insert(new.clone())?;
                 deltas.push((old, -1));
                 deltas.push((new, 1));
@@ -103,12 +119,11 @@ impl SourceState {
         }
     }
 
-    fn fill(&mut self, old: &Row, new: &Row, unchanged: &[u16]) -> Row {
-        for (i, (was, is)) in old.iter().zip(new.iter()).enumerate() {
-            let kept = unchanged.contains(&(i as u16));
-            self.builder.push(if kept { was } else { is });
-        }
-        self.builder.finish()
+    /// Takes the row of this identity out, because it goes to another worker, and appends its delta.
+    pub fn depart(&mut self, identity: &Row, deltas: &mut Vec<(Row, i64)>) -> Result<Row, &'static str> {
+        let old = self.remove(identity)?;
+        deltas.push((old.clone(), -1));
+        Ok(old)
     }
 
     fn insert(&mut self, row: Row) -> Result<(), &'static str> {
@@ -173,7 +188,13 @@ impl SourceState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataflow::account::Accounts;
     use crate::row::Datum;
+
+    fn state(identity: usize) -> SourceState {
+        let accounts = Accounts::new(u64::MAX);
+        SourceState::new(identity, Held::new(accounts.common(accounts.source(1))))
+    }
 
     fn row(key: i64, value: &str) -> Row {
         Row::from_datums([Datum::Int(key), Datum::Text(value.as_bytes())])
@@ -185,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_update_takes_unchanged_columns_from_the_held_row_even_when_the_key_moves() {
-        let mut state = SourceState::new(1);
+        let mut state = state(1);
         let mut deltas = Vec::new();
         state.apply(RowChange::Insert(row(1, "long")), &mut deltas).unwrap();
         let new = Row::from_datums([Datum::Int(2), Datum::Null]);
@@ -198,7 +219,7 @@ mod tests {
 
     #[test]
     fn keys_that_swap_in_message_order_end_up_right() {
-        let mut state = SourceState::new(1);
+        let mut state = state(1);
         let mut deltas = Vec::new();
         for change in [
             RowChange::Insert(row(1, "a")),
@@ -218,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_change_that_contradicts_the_held_rows_is_a_fault() {
-        let mut state = SourceState::new(1);
+        let mut state = state(1);
         let mut deltas = Vec::new();
         assert!(state.apply(RowChange::Delete(key(1)), &mut deltas).is_err());
         state.apply(RowChange::Insert(row(1, "a")), &mut deltas).unwrap();
@@ -227,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_bag_keeps_multiplicity_and_truncate_retracts_everything() {
-        let mut state = SourceState::new(0);
+        let mut state = state(0);
         let mut deltas = Vec::new();
         for _ in 0..2 {
             state.apply(RowChange::Insert(row(1, "a")), &mut deltas).unwrap();
@@ -235,6 +256,6 @@ mod tests {
         deltas.clear();
         state.apply(RowChange::Truncate, &mut deltas).unwrap();
         assert_eq!(deltas, vec![(row(1, "a"), -2)]);
-        assert_eq!((state.row_count(), state.byte_count()), (0, 0));
+        assert_eq!((state.row_count(), state.bytes), (0, 0));
     }
 }

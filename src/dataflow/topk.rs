@@ -10,7 +10,7 @@ use std::rc::Rc;
 use differential_dataflow::consolidation::consolidate;
 use rustc_hash::FxHashMap;
 
-use super::evaluate::Held;
+use super::account::{Held, MAP_ENTRY, row_bytes};
 use super::keyed::{Part, Rows, keyed};
 use super::protocol::Epoch;
 use crate::kernel;
@@ -85,13 +85,6 @@ struct Partitions {
     counter: Held,
 }
 
-impl Drop for Partitions {
-    fn drop(&mut self) {
-        let rows = self.held.values().flat_map(|p| p.rows.keys());
-        rows.for_each(|p| self.counter.add(-1, -(p.row.byte_len() as i64)));
-    }
-}
-
 /// Renders [`crate::plan::Rel::TopK`].
 pub(super) fn top<'s>(
     input: Rows<'s>,
@@ -99,7 +92,7 @@ pub(super) fn top<'s>(
     order: Vec<SortKey>,
     window: Window,
     first: Epoch,
-    counter: Held,
+    (counter, fresh): (Held, bool),
 ) -> Rows<'s> {
     let forms: Vec<_> = partition.iter().map(|k| (k.column, k.form)).collect();
     let by_key = input.map(move |row| (super::aggregate::group_key(&row, &forms), row));
@@ -114,8 +107,10 @@ pub(super) fn top<'s>(
             if !std::mem::replace(&mut partition.touched, true) {
                 touched.push(key);
             }
-            let bytes = row.byte_len() as i64;
+            let own = if fresh { row_bytes(&row) } else { 0 };
             let placed = Placed { order: order.clone(), keys: row.project(&columns), row };
+            // The handles of both rows, the order's, and the row of the order's columns.
+            let bytes = MAP_ENTRY + 24 + row_bytes(&placed.keys) + own;
             if let Some(error) = placed.keys.iter().find(Datum::is_error) {
                 let count = partition.failed.entry(Row::from_datums([error])).or_insert(0);
                 *count += diff;
@@ -139,6 +134,7 @@ pub(super) fn top<'s>(
                 }
             }
         }
+        state.counter.settle();
         if part == Part::More {
             return;
         }

@@ -1,191 +1,195 @@
-//! One timely worker: executes commands in order, feeds inputs, reports completed epochs.
+//! One timely worker: executes orders in their sequence, feeds inputs, reports completed epochs.
 //!
-//! Invariant: an epoch is reported when the probes of all views have passed it on worker 0; the report holds every
-//! update up to that epoch and none after it.
+//! Invariant: an epoch is reported when every worker has fed it and the probes of all views have passed it on worker 0; the
+//! report holds every update up to that epoch, all faults met while feeding it, and nothing after it.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-use differential_dataflow::input::InputSession;
 use differential_dataflow::trace::TraceReader;
-use timely::dataflow::InputHandle;
-use timely::dataflow::channels::pact::Exchange;
-use timely::dataflow::operators::generic::Operator;
-use timely::dataflow::operators::probe::Handle as Probe;
-use timely::dataflow::operators::vec::Input;
 use timely::progress::Antichain;
 use timely::worker::Worker;
 
-use super::arrangement::{ArrangementKey, Button, SetTrace, SharedArrangements};
+use super::account::{Accounts, Held};
+use super::arrangement::{SetTrace, SharedArrangements};
+use super::commands::{Order, Received, command_dataflow};
+use super::credit::Permit;
+use super::ending::Ending;
 use super::evaluate::RequestSender;
+use super::installed::View;
+use super::measure::{Ledgers, ledger_of};
 use super::protocol::{
-    Bindings, Command, DataflowStats, Epoch, EpochResult, InstanceId, RowChange, ViewDelta,
+    Command, DataflowStats, Epoch, EpochResult, Exceeded, InstanceId, RowChange, ViewDelta,
 };
-use super::render::{self, Context};
-use super::sink::{Gathered, sink};
-use super::source::SourceState;
-use crate::plan::{Rel, ViewId};
-use crate::row::Row;
+use super::shards::{Change, Notes, Splitter, notes_dataflow};
+use super::source::{SourceState, fill};
+use crate::plan::ViewId;
+use crate::row::{Row, RowBuilder};
 
 /// How long a worker sleeps at most when nothing wakes it.
 const PARK: Duration = Duration::from_millis(250);
-/// Rows fed between two steps of the worker while a view is loaded, to keep buffers small.
-const LOAD_CHUNK: usize = 10_000;
 
 /// The ends of the channels that worker 0 serves.
 pub(super) struct Channels {
-    pub commands: std::sync::mpsc::Receiver<Command>,
+    /// A load comes with what it may have on its way.
+    pub commands: std::sync::mpsc::Receiver<(Command, Option<Permit>)>,
     pub results: tokio::sync::mpsc::UnboundedSender<EpochResult>,
 }
 
-struct View {
-    inputs: BTreeMap<InstanceId, InputSession<Epoch, Row, i64>>,
-    constants: Vec<InputSession<Epoch, Row, i64>>,
-    shared: Vec<ArrangementKey>,
-    gathered: Gathered,
-    probe: Probe<Epoch>,
-    buttons: Vec<Button>,
-}
-
-struct State {
+pub(super) struct State {
     /// The epoch that is fed next; all inputs stand at it.
-    now: Epoch,
-    sources: BTreeMap<InstanceId, SourceState>,
-    shared: SharedArrangements,
-    views: BTreeMap<ViewId, View>,
-    outputs: BTreeMap<ViewId, SetTrace>,
-    requests: RequestSender,
+    pub now: Epoch,
+    pub sources: BTreeMap<InstanceId, SourceState>,
+    pub shared: SharedArrangements,
+    pub views: BTreeMap<ViewId, View>,
+    pub outputs: BTreeMap<ViewId, SetTrace>,
+    pub requests: RequestSender,
+    pub accounts: Accounts,
+    pub ledger: Ledgers,
+    /// Views installed so far: every worker counts alike.
+    pub installations: u64,
+    /// Marks of accounts that were looked at.
+    pub marks: u64,
+    pub exceeded: Vec<Exceeded>,
+    /// Views that were stopped here because they passed a limit, by installation, and that nobody was told to forget.
+    pub marked: Vec<(ViewId, u64)>,
     /// Epochs fed and not yet reported, with the faults met while feeding.
-    open: VecDeque<(Epoch, Vec<String>)>,
+    pub open: VecDeque<(Epoch, Vec<String>)>,
+    /// What several workers tell each other; one alone has nobody.
+    notes: Option<Notes>,
+    /// The epoch that is being fed and waits for a row of another worker.
+    feeding: Option<Feeding>,
+    /// This worker clears what the process counts by epoch.
+    first: bool,
     scratch: Vec<(Row, i64)>,
+    builder: RowBuilder,
 }
 
-/// Runs one worker until it is told to shut down. Only worker 0 has `channels`.
-pub(super) fn run(worker: &mut Worker, channels: Option<Channels>, requests: RequestSender) {
-    let (mut input, inbox) = command_dataflow(worker);
+/// An epoch that is fed in part.
+struct Feeding {
+    faults: Vec<String>,
+    changes: VecDeque<(InstanceId, VecDeque<Change>)>,
+}
+
+/// What a worker shares with the others of its process.
+#[derive(Clone)]
+pub(super) struct Common {
+    pub requests: RequestSender,
+    pub accounts: Accounts,
+    pub ending: Ending,
+}
+
+/// Runs one worker until it is told to shut down or the engine ends. Only worker 0 has `channels`; `first`: it is the first
+/// of its process.
+pub(super) fn run(worker: &mut Worker, channels: Option<Channels>, common: Common, first: bool) {
+    let Common { requests, accounts, ending } = common;
+    let ledger = ledger_of(worker);
+    let (mut orders, inbox) = command_dataflow(worker);
+    let peers = worker.peers();
+    let mut splitter = Splitter::new(peers);
     let mut state = State {
         now: 1,
         sources: BTreeMap::new(),
-        shared: SharedArrangements::default(),
+        shared: SharedArrangements::new(accounts.clone(), ledger.clone()),
         views: BTreeMap::new(),
         outputs: BTreeMap::new(),
         requests,
+        accounts,
+        ledger,
+        installations: 0,
+        marks: 0,
+        exceeded: Vec::new(),
+        marked: Vec::new(),
         open: VecDeque::new(),
+        notes: (peers > 1).then(|| notes_dataflow(worker, 1)),
+        feeding: None,
+        first,
         scratch: Vec::new(),
+        builder: RowBuilder::default(),
     };
-    let peers = worker.peers();
-    let mut sequence = 0u64;
     loop {
-        if let (Some(channels), Some(input)) = (&channels, &mut input) {
-            let mut sent = false;
+        if let (Some(channels), Some(orders)) = (&channels, &mut orders) {
             loop {
-                let command = match channels.commands.try_recv() {
-                    Ok(command) => command,
+                let (command, permit) = match channels.commands.try_recv() {
+                    Ok(sent) => sent,
                     Err(std::sync::mpsc::TryRecvError::Empty) => break,
                     // The pipeline dropped its handle without saying goodbye: the same as being told to end.
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => Command::Shutdown,
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => (Command::Shutdown, None),
                 };
                 let ends = matches!(command, Command::Shutdown);
-                for (target, command) in split(command, peers) {
-                    input.send((target, command));
-                }
-                sent = true;
+                orders.give(splitter.split(command));
+                permit.into_iter().for_each(|permit| orders.keep(permit));
                 if ends {
                     break;
                 }
             }
-            if sent {
-                sequence += 1;
-                input.advance_to(sequence);
-            }
+            orders.send();
+            orders.give_back();
         }
-        worker.step_or_park(if inbox.borrow().is_empty() { Some(PARK) } else { Some(Duration::ZERO) });
-        loop {
-            let command = inbox.borrow_mut().pop_front();
-            let Some(command) = command else { break };
-            if matches!(command, Command::Shutdown) {
-                // Otherwise the worker would go on until all dataflows are complete, and one that waits for an answer of
-                // the evaluation service never is.
-                for dataflow in worker.installed_dataflows() {
-                    worker.drop_dataflow(dataflow);
-                }
-                return;
-            }
-            state.execute(command, worker);
+        let busy = !inbox.borrow().is_empty() && state.feeding.is_none();
+        worker.step_or_park(if busy { Some(Duration::ZERO) } else { Some(PARK) });
+        if ending.is_ended() {
+            return leave(worker);
         }
-        if let Some(channels) = &channels {
-            state.report(channels);
-        } else {
-            state.compact_passed();
+        state.stop_exceeded(worker);
+        let marked = std::mem::take(&mut state.marked);
+        if let Some(orders) = orders.as_mut().filter(|_| !marked.is_empty()) {
+            orders.give((0..peers).map(|to| (to, Order::Forget(marked.clone()))));
+            orders.send();
+        }
+        state.proceed();
+        while state.feeding.is_none() {
+            let received = inbox.borrow_mut().pop_front();
+            let Some(Received { order, taken_in }) = received else { break };
+            if matches!(order, Order::Command(Command::Shutdown)) {
+                return leave(worker);
+            }
+            state.execute(order, worker);
+            drop(taken_in);
+        }
+        match &channels {
+            Some(channels) => state.report(channels),
+            None => state.compact_passed(),
         }
     }
 }
 
-type Inbox = Rc<RefCell<VecDeque<Command>>>;
-type CommandInput = InputHandle<u64, timely::container::CapacityContainerBuilder<Vec<(usize, Command)>>>;
-
-/// The dataflow that brings commands from worker 0 to every worker in one order.
-fn command_dataflow(worker: &mut Worker) -> (Option<CommandInput>, Inbox) {
-    let inbox: Inbox = Rc::default();
-    let queue = inbox.clone();
-    let input = worker.dataflow_named::<u64, _, _>("Commands", move |scope| {
-        let (input, stream) = scope.new_input::<(usize, Command)>();
-        let pact = Exchange::new(|(target, _): &(usize, Command)| *target as u64);
-        stream.unary_frontier::<timely::container::CapacityContainerBuilder<Vec<()>>, _, _, _>(
-            pact,
-            "Inbox",
-            |_, _| {
-                // Worker 0 advances the time after every batch of commands: ordering by time keeps the order sent.
-                let mut waiting: BTreeMap<u64, Vec<Command>> = BTreeMap::new();
-                move |(input, frontier), _output| {
-                    input.for_each_stamp(|capability, data| {
-                        let Some(time) = capability.least().copied() else { return };
-                        let slot = waiting.entry(time).or_default();
-                        data.for_each(|batch| slot.extend(batch.drain(..).map(|(_, command)| command)));
-                    });
-                    while let Some(entry) = waiting.first_entry() {
-                        if frontier.less_equal(entry.key()) {
-                            break;
-                        }
-                        queue.borrow_mut().extend(entry.remove());
-                    }
-                }
-            },
-        );
-        input
-    });
-    (if worker.index() == 0 { Some(input) } else { None }, inbox)
-}
-
-/// Data goes to worker 0, which holds the sources; everything else to every worker.
-fn split(command: Command, peers: usize) -> Vec<(usize, Command)> {
-    match command {
-        Command::Step { epoch, changes } => {
-            let mut parts: Vec<_> =
-                (1..peers).map(|target| (target, Command::Step { epoch, changes: Vec::new() })).collect();
-            parts.push((0, Command::Step { epoch, changes }));
-            parts
-        }
-        Command::Load { .. } => vec![(0, command)],
-        other => (0..peers).map(|target| (target, other.clone())).collect(),
+/// Otherwise the worker would go on until all dataflows are complete, and one that waits for an answer of the evaluation
+/// service, or for a process that is gone, never is.
+fn leave(worker: &mut Worker) {
+    for dataflow in worker.installed_dataflows() {
+        worker.drop_dataflow(dataflow);
     }
 }
 
 impl State {
-    fn execute(&mut self, command: Command, worker: &mut Worker) {
+    fn execute(&mut self, order: Order, worker: &mut Worker) {
+        let command = match order {
+            Order::Command(command) => command,
+            Order::Step { epoch, changes } => return self.step_shared(epoch, changes),
+            Order::Forget(marked) => return self.forget(&marked, worker),
+        };
         match command {
             Command::AddSource { instance, identity } => {
-                self.sources.insert(instance, SourceState::new(identity));
+                let held = Held::new(self.accounts.common(self.accounts.source(instance)));
+                self.sources.insert(instance, SourceState::new(identity, held));
             }
             Command::Load { instance, rows } => self.load(instance, rows),
             Command::DropSource { instance } => {
                 self.sources.remove(&instance);
+                self.accounts.forget_source(instance);
             }
-            Command::AddView { view, rel, bindings } => self.add_view(view, rel, bindings, worker),
-            Command::DropView { view } => self.drop_view(view),
+            Command::AddView { view, rel, bindings, limits } => {
+                self.installations += 1;
+                let account = self.accounts.open(view, self.installations, limits);
+                self.add_view(view, rel, bindings, account, worker);
+            }
+            Command::SetLimits { view, limits } => {
+                if let Some(view) = self.views.get(&view) {
+                    view.account.set_limits(limits);
+                }
+            }
+            Command::DropView { view } => self.drop_view(view, worker),
             Command::Step { epoch, changes } => self.step(epoch, changes),
             Command::Shutdown => {}
         }
@@ -214,6 +218,10 @@ impl State {
                 break;
             }
         }
+        self.pass_on(instance, deltas);
+    }
+
+    fn pass_on(&mut self, instance: InstanceId, mut deltas: Vec<(Row, i64)>) {
         for shared in self.shared.by_key.values_mut().filter(|s| s.instance() == instance) {
             deltas.iter().for_each(|(row, diff)| shared.update(row, *diff));
         }
@@ -224,15 +232,98 @@ impl State {
         }
         deltas.clear();
         self.scratch = deltas;
+        if let Some(source) = self.sources.get_mut(&instance) {
+            source.settle();
+        }
     }
 
     fn step(&mut self, epoch: Epoch, changes: Vec<(InstanceId, Vec<RowChange>)>) {
-        let mut faults = Vec::new();
-        if epoch != self.now {
-            faults.push(format!("epoch {epoch} was fed when {} was due", self.now));
-        }
+        let mut faults = self.out_of_turn(epoch);
         for (instance, changes) in changes {
             self.change(instance, changes, &mut faults);
+        }
+        self.fed(faults);
+    }
+
+    fn out_of_turn(&self, epoch: Epoch) -> Vec<String> {
+        match epoch == self.now {
+            true => Vec::new(),
+            false => vec![format!("epoch {epoch} was fed when {} was due", self.now)],
+        }
+    }
+
+    fn step_shared(&mut self, epoch: Epoch, changes: Vec<(InstanceId, Vec<Change>)>) {
+        let changes = changes.into_iter().map(|(instance, changes)| (instance, changes.into())).collect();
+        self.feeding = Some(Feeding { faults: self.out_of_turn(epoch), changes });
+        self.proceed();
+    }
+
+    /// Feeds on until the epoch is fed, or a row that another worker has to send is not here yet. Rows depart and arrive in
+    /// the order of the stream: the earliest that somebody waits for can always be sent.
+    fn proceed(&mut self) {
+        let Some(mut feeding) = self.feeding.take() else { return };
+        while let Some((instance, changes)) = feeding.changes.front_mut() {
+            let instance = *instance;
+            if !self.change_shared(instance, changes, &mut feeding.faults) {
+                self.feeding = Some(feeding);
+                return;
+            }
+            feeding.changes.pop_front();
+        }
+        self.fed(feeding.faults);
+    }
+
+    /// Takes changes from the front; `false`: the next one has to wait.
+    fn change_shared(
+        &mut self,
+        instance: InstanceId,
+        changes: &mut VecDeque<Change>,
+        faults: &mut Vec<String>,
+    ) -> bool {
+        let Some(notes) = &mut self.notes else { return true };
+        let mut deltas = std::mem::take(&mut self.scratch);
+        let mut waits = false;
+        while let Some(change) = changes.pop_front() {
+            // Without the source (it was dropped) nobody reads the rows, but others still wait for those that depart.
+            let source = self.sources.get_mut(&instance);
+            let outcome = match (change, source) {
+                (Change::Row(change), Some(source)) => source.apply(change, &mut deltas),
+                (Change::Depart { old, new, unchanged, to, ticket }, Some(source)) => {
+                    let left = source.depart(&old, &mut deltas);
+                    let row = left.as_ref().ok().map(|old| fill(&mut self.builder, old, &new, &unchanged));
+                    notes.depart(to, ticket, row);
+                    left.map(drop)
+                }
+                (Change::Depart { to, ticket, .. }, None) => {
+                    notes.depart(to, ticket, None);
+                    Ok(())
+                }
+                (Change::Arrive { ticket }, source) => match (notes.arrived(ticket), source) {
+                    (None, _) => {
+                        changes.push_front(Change::Arrive { ticket });
+                        waits = true;
+                        break;
+                    }
+                    (Some(Some(row)), Some(source)) => source.apply(RowChange::Insert(row), &mut deltas),
+                    _ => Ok(()),
+                },
+                (Change::Row(_), None) => Ok(()),
+            };
+            if let Err(fault) = outcome {
+                faults.push(format!("source instance {instance}: {fault}"));
+            }
+        }
+        notes.send();
+        self.pass_on(instance, deltas);
+        !waits
+    }
+
+    /// Everything of the open epoch is fed.
+    fn fed(&mut self, faults: Vec<String>) {
+        if let Some(notes) = &mut self.notes {
+            let early = self.open.iter().filter(|(epoch, _)| *epoch == self.now);
+            let all: Vec<String> = early.flat_map(|(_, f)| f).chain(&faults).cloned().collect();
+            notes.fed(self.now + 1, &all);
         }
         self.open.push_back((self.now, faults));
         self.now += 1;
@@ -253,110 +344,10 @@ impl State {
         }
     }
 
-    fn add_view(&mut self, id: ViewId, rel: Arc<Rel>, bindings: Bindings, worker: &mut Worker) {
-        let mut shared = Vec::new();
-        render::shared_keys(&rel, &bindings, &mut shared);
-        let mut fresh = Vec::new();
-        for key in &shared {
-            let Some(binding) = bindings.values().find(|b| key.is_over(b.instance)) else { continue };
-            if self.shared.ensure(key, binding, self.now, worker) {
-                fresh.push(key.clone());
-            }
-        }
-        for key in fresh {
-            self.fill_shared(&key, worker);
-        }
-        let (gathered, probe) = (Gathered::default(), Probe::new());
-        let built = {
-            let (gathered, probe) = (gathered.clone(), probe.clone());
-            let State { shared, outputs, requests, now, .. } = self;
-            worker.dataflow_named::<Epoch, _, _>("View", |scope| {
-                let mut context = Context {
-                    scope,
-                    view: id,
-                    now: *now,
-                    bindings: &bindings,
-                    shared,
-                    upstreams: outputs,
-                    requests,
-                    inputs: BTreeMap::new(),
-                    buttons: Vec::new(),
-                    constants: Vec::new(),
-                    memo: render::Memo::of(&rel),
-                };
-                let rendered = render::render(&mut context, &rel)?;
-                let all = rendered.failures.into_iter().fold(rendered.rows, |sum, next| sum.concat(next));
-                let output = all.arrange_by_self_named("Output");
-                sink(output.clone().as_collection(|row, &()| row.clone()), gathered, &probe);
-                let inputs: BTreeMap<_, _> =
-                    context.inputs.into_iter().map(|(instance, (session, _))| (instance, session)).collect();
-                Ok::<_, crate::error::Error>((inputs, context.constants, context.buttons, output.trace))
-            })
-        };
-        let (inputs, constants, buttons, trace) = match built {
-            Ok(built) => built,
-            Err(error) => {
-                self.open.push_back((self.now, vec![format!("view {id} could not be rendered: {error}")]));
-                return;
-            }
-        };
-        let leader = worker.index() == 0;
-        let constants = constants
-            .into_iter()
-            .map(|(mut session, rows)| {
-                if leader {
-                    rows.into_iter().for_each(|row| session.update(row, 1));
-                }
-                session
-            })
-            .collect();
-        let mut view = View { inputs, constants, shared, gathered, probe, buttons };
-        for (instance, session) in &mut view.inputs {
-            let Some(source) = self.sources.get(instance) else { continue };
-            let mut fed = 0usize;
-            source.for_each(|row, times| {
-                session.update(row.clone(), times);
-                fed += 1;
-                if fed.is_multiple_of(LOAD_CHUNK) {
-                    session.flush();
-                    worker.step();
-                }
-            });
-            session.flush();
-        }
-        self.views.insert(id, view);
-        self.outputs.insert(id, trace);
-    }
-
-    fn fill_shared(&mut self, key: &ArrangementKey, worker: &mut Worker) {
-        let Some(shared) = self.shared.by_key.get_mut(key) else { return };
-        let Some(source) = self.sources.get(&shared.instance()) else { return };
-        let mut fed = 0usize;
-        source.for_each(|row, times| {
-            shared.update(row, times);
-            fed += 1;
-            if fed.is_multiple_of(LOAD_CHUNK) {
-                shared.session.flush();
-                worker.step();
-            }
-        });
-        shared.session.flush();
-    }
-
-    fn drop_view(&mut self, id: ViewId) {
-        self.outputs.remove(&id);
-        let Some(view) = self.views.remove(&id) else { return };
-        for mut button in view.buttons {
-            button.press();
-        }
-        for key in &view.shared {
-            self.shared.release(key);
-        }
-    }
-
-    /// All views have passed `epoch`.
+    /// All workers have fed `epoch`, and all views have passed it.
     fn passed(&self, epoch: Epoch) -> bool {
-        self.views.values().all(|view| !view.probe.less_equal(&epoch))
+        self.notes.as_ref().is_none_or(|notes| notes.passed(epoch))
+            && self.views.values().all(|view| view.stopped || !view.probe.less_equal(&epoch))
     }
 
     fn report(&mut self, channels: &Channels) {
@@ -370,14 +361,20 @@ impl State {
             while self.open.front().is_some_and(|(e, _)| *e == epoch) {
                 faults.extend(self.open.pop_front().into_iter().flat_map(|(_, f)| f));
             }
+            if let Some(notes) = &self.notes {
+                faults.extend(notes.faults(epoch));
+            }
             let deltas = self
                 .views
                 .iter()
+                .filter(|(_, state)| !state.stopped)
                 .map(|(view, state)| ViewDelta { view: *view, rows: state.gathered.take(epoch) })
                 .filter(|delta| !delta.rows.is_empty())
                 .collect();
             self.compact(epoch + 1);
-            let result = EpochResult { epoch, deltas, stats: self.stats(), faults };
+            self.views.values().for_each(|view| view.account.completed());
+            let exceeded = std::mem::take(&mut self.exceeded);
+            let result = EpochResult { epoch, deltas, stats: self.stats(), exceeded, faults };
             // A closed channel means that the pipeline has ended; the shutdown command follows.
             let _ = channels.results.send(result);
         }
@@ -391,8 +388,13 @@ impl State {
             }
             last = self.open.pop_front().map(|(epoch, _)| epoch);
         }
+        // Worker 0 tells of them.
+        self.exceeded.clear();
         if let Some(epoch) = last {
             self.compact(epoch + 1);
+            if self.first {
+                self.views.values().for_each(|view| view.account.completed());
+            }
         }
     }
 
@@ -406,12 +408,7 @@ impl State {
     }
 
     fn stats(&self) -> DataflowStats {
-        let (group_rows, group_bytes) = self.requests.held.get();
-        let none = DataflowStats { group_rows, group_bytes, ..DataflowStats::default() };
-        self.sources.values().fold(none, |sum, source| DataflowStats {
-            source_rows: sum.source_rows + source.row_count(),
-            source_bytes: sum.source_bytes + source.byte_count(),
-            ..sum
-        })
+        let (bytes, sources) = self.accounts.everywhere();
+        DataflowStats { source_rows: sources.rows, source_bytes: sources.bytes, bytes }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
 
-use super::{Evaluator, push_texts};
+use super::{Evaluator, Question, payload, push_texts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{GroupBatch, GroupForm, RemoteWork, ViewId};
-use crate::postgres::sessions::error;
 use crate::row::record::parse_record;
 use crate::row::{Datum, Row, TypeClass};
 
@@ -26,7 +26,7 @@ impl Evaluator {
         batch: &Arc<GroupBatch>,
         groups: &[Vec<Row>],
     ) -> Result<Vec<Vec<Row>>> {
-        let statement = self.statement(view, RemoteWork::Groups(batch)).await?;
+        let question = self.question(view, RemoteWork::Groups(batch)).await?;
         let mut classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         if batch.form == GroupForm::Windows {
             classes.insert(0, TypeClass::Int8);
@@ -44,7 +44,8 @@ impl Evaluator {
                     failed("54000:a group is too large for PostgreSQL to compute it in one statement");
                 continue;
             }
-            match self.ask_groups(&statement, batch, part).await {
+            let begun = Instant::now();
+            match self.ask_groups(&question, batch, part).await {
                 Ok(answers) => {
                     for (number, record) in answers {
                         let row = parse_record(record.as_bytes(), &classes)?;
@@ -54,11 +55,15 @@ impl Evaluator {
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-                Err(e) if part.len() == 1 => {
-                    let payload = format!("{}:{}", e.sqlstate().unwrap_or("XX000"), e.context());
-                    results[range.start] = failed(&payload);
-                }
-                Err(_) => {
+                Err(e) => {
+                    if let Some(payload) = self.timed_out(&e, begun, RemoteWork::Groups(batch)) {
+                        results[range.start..].iter_mut().for_each(|r| *r = failed(&payload));
+                        break;
+                    }
+                    if part.len() == 1 {
+                        results[range.start] = failed(&payload(&e, RemoteWork::Groups(batch)));
+                        continue;
+                    }
                     let middle = range.start + part.len() / 2;
                     open.push(middle..range.end);
                     open.push(range.start..middle);
@@ -71,7 +76,7 @@ impl Evaluator {
     /// Answers as (number of the group in `groups`, record text).
     async fn ask_groups(
         &self,
-        statement: &Statement,
+        question: &Question,
         batch: &GroupBatch,
         groups: &[Vec<Row>],
     ) -> Result<Vec<(i64, String)>> {
@@ -85,10 +90,9 @@ impl Evaluator {
                 push_texts(row, &mut columns);
             }
         }
-        let mut parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&numbers, &positions];
-        parameters.extend(columns.iter().map(|c| c as &(dyn tokio_postgres::types::ToSql + Sync)));
-        let answers = self.client.query(statement, &parameters).await.map_err(error)?;
-        Ok(answers.iter().map(|r| (r.get(0), r.get(1))).collect())
+        let mut arrays: Vec<&(dyn ToSql + Sync)> = vec![&numbers, &positions];
+        arrays.extend(columns.iter().map(|c| c as &(dyn ToSql + Sync)));
+        self.answers(question, &arrays).await
     }
 }
 

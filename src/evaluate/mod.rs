@@ -1,15 +1,22 @@
 //! The service behind the dataflow's Evaluate operators: PostgreSQL computes expressions over batches of rows (D3).
 //!
 //! Invariant: one row of results per requested row. A row that fails gets error values instead; the others of its batch
-//! do not suffer. Expressions made of built-in functions, operators and types are sent as they are; all others run inside
-//! a definer function of the stream table's owner, so users' code never has our rights (D7).
+//! do not suffer. Requests of one stream table are answered in order, one at a time, so a slow one holds one session and not
+//! those of the others; one that is too slow fails. Expressions made of built-in functions, operators and types are sent as
+//! they are; all others run inside a definer function of the stream table's owner, so users' code never has our rights (D7).
+//! It runs in a session of its own, in transactions that are always rolled back: nothing it sets, queues or prepares reaches
+//! another evaluation.
 
 mod groups;
+mod queue;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
 use crate::analyzer::verify::work_sql;
@@ -17,37 +24,87 @@ use crate::dataflow::EvaluationRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{RemoteBatch, RemoteWork, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
+use crate::row::datum::error_payload;
 use crate::row::record::parse_record;
 use crate::row::{Datum, Row, TypeClass};
+use queue::Queue;
 
 /// Rows per statement (measured: more gain nothing).
 const BATCH: usize = 1_000;
 /// Prepared statements kept.
 const STATEMENTS: usize = 1_000;
 
+/// How PostgreSQL may compute expressions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions, at least 1.
+    pub sessions: usize,
+    /// Longest time of one statement; `None`: any.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { sessions: 4, timeout: Some(Duration::from_secs(600)) }
+    }
+}
+
 /// Answers requests until the dataflow ends. An error ends it: without answers no epoch completes, so the pipeline has
 /// to start anew.
-pub async fn serve(target: Target, mut requests: UnboundedReceiver<EvaluationRequest>) -> Result<()> {
-    let mut session: Option<Evaluator> = None;
-    while let Some(request) = requests.recv().await {
-        let evaluator = match &mut session {
-            Some(evaluator) => evaluator,
-            None => session.insert(Evaluator::connect(&target).await?),
-        };
-        match request {
-            EvaluationRequest::Rows { view, batch, rows, reply } => {
-                let mut results = Vec::with_capacity(rows.len());
-                for rows in rows.chunks(BATCH) {
-                    results.extend(evaluator.evaluate(view, &batch, rows).await?);
-                }
-                reply.send(results);
-            }
-            EvaluationRequest::Groups { view, batch, groups, reply } => {
-                reply.send(evaluator.groups(view, &batch, &groups).await?);
+pub async fn serve(
+    target: Target,
+    limits: Limits,
+    mut requests: UnboundedReceiver<EvaluationRequest>,
+) -> Result<()> {
+    let mut queue = Queue::default();
+    // The session that answered last comes first: another is opened only when all are at work.
+    let mut idle: Vec<Evaluator> = Vec::new();
+    let mut working = JoinSet::new();
+    loop {
+        while working.len() < limits.sessions.max(1) {
+            let Some(request) = queue.next() else { break };
+            working.spawn(answer(idle.pop(), target.clone(), limits, request));
+        }
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(request) => queue.push(request),
+                None => return Ok(()),
+            },
+            Some(done) = working.join_next() => {
+                let failed = |e| Error::internal("a session of the evaluation service failed").with_source(e);
+                let (evaluator, view) = done.map_err(failed)??;
+                queue.done(view);
+                idle.push(evaluator);
             }
         }
     }
-    Ok(())
+}
+
+/// Answers one request, in this session or a new one.
+async fn answer(
+    evaluator: Option<Evaluator>,
+    target: Target,
+    limits: Limits,
+    request: EvaluationRequest,
+) -> Result<(Evaluator, ViewId)> {
+    let answered = request.view();
+    let mut evaluator = match evaluator {
+        Some(evaluator) => evaluator,
+        None => Evaluator::connect(&target, limits).await?,
+    };
+    match request {
+        EvaluationRequest::Rows { view, batch, rows, reply } => {
+            let mut results = Vec::with_capacity(rows.len());
+            for rows in rows.chunks(BATCH) {
+                results.extend(evaluator.evaluate(view, &batch, rows).await?);
+            }
+            reply.send(results);
+        }
+        EvaluationRequest::Groups { view, batch, groups, reply } => {
+            reply.send(evaluator.groups(view, &batch, &groups).await?);
+        }
+    }
+    Ok((evaluator, answered))
 }
 
 /// The statement of some work: the expressions themselves, or the call of the owner's function. The condition names no
@@ -72,19 +129,58 @@ fn call(view: ViewId, work: RemoteWork<'_>) -> String {
 }
 
 struct Evaluator {
+    target: Target,
+    /// Runs built-in expressions only.
     client: Client,
     statements: HashMap<String, Statement>,
+    /// Runs owners' functions.
+    owners: Option<Client>,
+    limits: Limits,
+}
+
+/// How some work is asked for.
+enum Question {
+    Plain(Statement),
+    OfOwner(String),
+}
+
+/// A session whose statements end in time.
+async fn connect(target: &Target, limits: Limits) -> Result<Client> {
+    let client = target.connect_when_free(Purpose::Evaluate).await?;
+    if let Some(timeout) = limits.timeout {
+        let set = format!("set statement_timeout = {}", timeout.as_millis());
+        client.batch_execute(&set).await.map_err(error)?;
+    }
+    Ok(client)
 }
 
 impl Evaluator {
-    async fn connect(target: &Target) -> Result<Evaluator> {
-        Ok(Evaluator { client: target.connect(Purpose::Evaluate).await?, statements: HashMap::new() })
+    async fn connect(target: &Target, limits: Limits) -> Result<Evaluator> {
+        let client = connect(target, limits).await?;
+        Ok(Evaluator { target: target.clone(), client, statements: HashMap::new(), owners: None, limits })
     }
 
-    async fn statement(&mut self, view: ViewId, work: RemoteWork<'_>) -> Result<Statement> {
+    /// What a statement that began at `begun` failed of, if it was the timeout: the payload of an error. Smaller parts of it
+    /// would take as long until the slow one is found, and hold up everything meanwhile.
+    fn timed_out(&self, e: &Error, begun: Instant, work: RemoteWork<'_>) -> Option<String> {
+        let timeout =
+            self.limits.timeout.filter(|t| e.sqlstate() == Some("57014") && begun.elapsed() >= *t)?;
+        let message = format!(
+            "PostgreSQL needed more than {timeout:?} for one batch of the expressions (evaluation_timeout)"
+        );
+        Some(error_payload("57014", &message, &work_sql(work)))
+    }
+
+    async fn question(&mut self, view: ViewId, work: RemoteWork<'_>) -> Result<Question> {
         let sql = call(view, work);
+        if work.owner_function().is_some() {
+            if self.owners.as_ref().is_none_or(Client::is_closed) {
+                self.owners = Some(connect(&self.target, self.limits).await?);
+            }
+            return Ok(Question::OfOwner(sql));
+        }
         if let Some(statement) = self.statements.get(&sql) {
-            return Ok(statement.clone());
+            return Ok(Question::Plain(statement.clone()));
         }
         if self.statements.len() >= STATEMENTS {
             // Dropping a statement closes it on the server.
@@ -92,7 +188,32 @@ impl Evaluator {
         }
         let statement = self.client.prepare(&sql).await.map_err(error)?;
         self.statements.insert(sql, statement.clone());
-        Ok(statement)
+        Ok(Question::Plain(statement))
+    }
+
+    /// Asks with arrays of texts; numbers and texts come back.
+    async fn answers(
+        &self,
+        question: &Question,
+        arrays: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<(i64, String)>> {
+        let answers = match (question, &self.owners) {
+            (Question::Plain(statement), _) => self.client.query(statement, arrays).await.map_err(error)?,
+            (Question::OfOwner(sql), Some(owners)) => {
+                let arrays: Vec<_> = arrays.iter().map(|a| (*a, Type::TEXT_ARRAY)).collect();
+                // One flight. The statement is unnamed: owners' code could take a name that we prepared.
+                let (begun, answers, undone) = futures_util::future::join3(
+                    owners.batch_execute("begin"),
+                    owners.query_typed(sql, &arrays),
+                    owners.batch_execute("rollback"),
+                )
+                .await;
+                begun.and(undone).map_err(error)?;
+                answers.map_err(error)?
+            }
+            (Question::OfOwner(_), None) => return Err(Error::internal("there is no session for owners")),
+        };
+        Ok(answers.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
     /// Results of `rows`, in order. A row that already carries an error hands it on.
@@ -115,13 +236,16 @@ impl Evaluator {
         batch: &Arc<RemoteBatch>,
         rows: &[Row],
     ) -> Result<Vec<Row>> {
-        let statement = self.statement(view, RemoteWork::Rows(batch)).await?;
+        let question = self.question(view, RemoteWork::Rows(batch)).await?;
         let classes: Vec<TypeClass> = batch.exprs.iter().map(|e| e.result.class).collect();
         let mut results: Vec<Option<Row>> = vec![None; rows.len()];
         let mut open = Vec::new();
         open.push(0..rows.len());
+        let failed =
+            |payload: &str| Row::from_datums(classes.iter().map(|_| Datum::Error(payload.as_bytes())));
         while let Some(range) = open.pop() {
-            match self.ask(&statement, batch, &rows[range.clone()]).await {
+            let begun = Instant::now();
+            match self.ask(&question, batch, &rows[range.clone()]).await {
                 Ok(answers) => {
                     for (ordinal, record) in answers {
                         let row = parse_record(record.as_bytes(), &classes)?;
@@ -131,14 +255,18 @@ impl Evaluator {
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-                Err(e) if range.len() == 1 => {
-                    let payload = format!("{}:{}", e.sqlstate().unwrap_or("XX000"), e.context());
-                    let failed = Row::from_datums(classes.iter().map(|_| Datum::Error(payload.as_bytes())));
-                    if let Some(place) = results.get_mut(range.start) {
-                        *place = Some(failed);
+                Err(e) => {
+                    if let Some(payload) = self.timed_out(&e, begun, RemoteWork::Rows(batch)) {
+                        results.iter_mut().filter(|r| r.is_none()).for_each(|r| *r = Some(failed(&payload)));
+                        break;
                     }
-                }
-                Err(_) => {
+                    if range.len() == 1 {
+                        let payload = payload(&e, RemoteWork::Rows(batch));
+                        if let Some(place) = results.get_mut(range.start) {
+                            *place = Some(failed(&payload));
+                        }
+                        continue;
+                    }
                     let middle = range.start + range.len() / 2;
                     open.push(middle..range.end);
                     open.push(range.start..middle);
@@ -150,18 +278,21 @@ impl Evaluator {
 
     async fn ask(
         &self,
-        statement: &Statement,
+        question: &Question,
         batch: &RemoteBatch,
         rows: &[Row],
     ) -> Result<Vec<(i64, String)>> {
         let width = batch.inputs.len().max(1);
         let mut columns: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(rows.len()); width];
         rows.iter().for_each(|row| push_texts(row, &mut columns));
-        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-            columns.iter().map(|c| c as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-        let answers = self.client.query(statement, &parameters).await.map_err(error)?;
-        Ok(answers.iter().map(|r| (r.get(0), r.get(1))).collect())
+        let arrays: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|c| c as &(dyn ToSql + Sync)).collect();
+        self.answers(question, &arrays).await
     }
+}
+
+/// What a row has instead of results that the server refused.
+fn payload(e: &Error, work: RemoteWork<'_>) -> String {
+    error_payload(e.sqlstate().unwrap_or("XX000"), e.context(), &work_sql(work))
 }
 
 /// Appends the texts of a row's first columns, one per column.

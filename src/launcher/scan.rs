@@ -34,35 +34,35 @@ pub(super) async fn databases(target: &Target) -> Result<Vec<Database>> {
     in_time(read).await
 }
 
-/// Whether each of them has the schema and wants to be served.
+/// The pipelines of each that want to be served (`only` this one, if it is named); none without the schema.
 pub(super) async fn look(
     target: &Target,
-    pipeline: &str,
+    only: Option<&str>,
     databases: Vec<Database>,
-) -> Vec<(Database, Result<bool>)> {
+) -> Vec<(Database, Result<Vec<String>>)> {
     let one = |database: Database| async move {
-        let outcome = in_time(is_wanted(&target.with_database(&database.name), pipeline)).await;
+        let outcome = in_time(wanted(&target.with_database(&database.name), only)).await;
         (database, outcome)
     };
     futures_util::stream::iter(databases).map(one).buffer_unordered(AT_ONCE).collect().await
 }
 
-async fn is_wanted(target: &Target, pipeline: &str) -> Result<bool> {
+async fn wanted(target: &Target, only: Option<&str>) -> Result<Vec<String>> {
     // Without rights on it the supervisor says so, with a hint.
     const SCHEMA: &str = "select coalesce(pg_catalog.has_table_privilege(c.oid, 'SELECT'), false)
           and pg_catalog.has_schema_privilege(n.oid, 'USAGE')
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where n.nspname = 'pgtrickle' and c.relname = 'pgt_pipelines'";
-    const DETACHED: &str = "select pg_catalog.to_jsonb(p) ->> 'detached_at' is not null
-        from pgtrickle.pgt_pipelines p where p.pipeline = $1";
+    const PIPELINES: &str = "select p.pipeline from pgtrickle.pgt_pipelines p
+        where p.pipeline = coalesce($1, p.pipeline) and pg_catalog.to_jsonb(p) ->> 'detached_at' is null
+        order by p.pipeline";
     let client = target.connect(Purpose::Tool).await?;
     match client.query_opt(SCHEMA, &[]).await.map_err(error)?.map(|r| r.get::<_, bool>(0)) {
-        None => Ok(false),
-        Some(false) => Ok(true),
+        None => Ok(Vec::new()),
+        Some(false) => Ok(vec![only.unwrap_or("main").to_owned()]),
         Some(true) => {
-            let row = client.query_opt(DETACHED, &[&pipeline]).await.map_err(error)?;
-            // A pipeline of that name is not everybody's.
-            Ok(row.is_some_and(|r| !r.get::<_, bool>(0)))
+            let rows = client.query(PIPELINES, &[&only]).await.map_err(error)?;
+            Ok(rows.iter().map(|r| r.get(0)).collect())
         }
     }
 }

@@ -25,6 +25,7 @@ struct Build {
 #[derive(Default)]
 struct Families {
     up: Integers,
+    absence: Integers,
     freshness: Reals,
     lag: Integers,
     slot_active: Integers,
@@ -39,7 +40,10 @@ struct Families {
     buffer: Integers,
     table_freshness: Reals,
     table_state: Integers,
+    table_stale: Integers,
     table_errors: Integers,
+    table_bytes: Integers,
+    table_rows: Integers,
     incidents: Counts,
     open: Integers,
     drift: Counts,
@@ -56,12 +60,21 @@ const TABLE_STATES: &[&str] = &["ACTIVE", "INITIALIZING", "SUSPENDED", "ERROR", 
 /// None in practice: writing into a string does not fail.
 pub fn render(observed: &Observed) -> Result<String, std::fmt::Error> {
     let families = Families::default();
-    for ((database, pipeline), look) in observed.looks() {
-        let base = vec![("database".to_owned(), database), ("pipeline".to_owned(), pipeline)];
-        let up = look.outcome.as_ref().is_ok_and(|s| s.sidecar_alive);
-        families.up.get_or_create(&base).set(i64::from(up));
-        if let Ok(sample) = &look.outcome {
-            families.fill(&base, sample);
+    for seen in observed.seen() {
+        let base = vec![
+            ("database".to_owned(), escaped(&seen.database)),
+            ("pipeline".to_owned(), escaped(&seen.pipeline)),
+        ];
+        let last = seen.sample.as_deref();
+        let now = last.filter(|_| seen.error.is_none());
+        families.up.get_or_create(&base).set(i64::from(now.is_some_and(|s| s.sidecar_alive)));
+        match now {
+            Some(sample) => families.fill(&base, sample),
+            // What was planned stays planned, also while nobody can look: a database that is moved is away, too.
+            None if last.is_some_and(Sample::is_absent) => {
+                families.absence.get_or_create(&base).set(1);
+            }
+            None => {}
         }
     }
     let mut registry = Registry::with_prefix("pgtrickle");
@@ -69,13 +82,20 @@ pub fn render(observed: &Observed) -> Result<String, std::fmt::Error> {
     build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
     registry.register("build_info", "Version of the sidecar", build);
     families.register(&mut registry);
+    observed.counters.register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
 }
 
+/// A label's value as the text format wants it. The library writes values as they are, and a quoted name alone would
+/// make the whole answer unreadable.
+pub(super) fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 fn with(base: &Labels, more: &[(&str, &str)]) -> Labels {
-    let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let more = more.iter().map(|(name, value)| ((*name).to_owned(), escaped(value)));
     base.iter().cloned().chain(more).collect()
 }
 
@@ -96,6 +116,7 @@ fn known(family: &Integers, labels: &Labels, value: Option<i64>) {
 
 impl Families {
     fn fill(&self, base: &Labels, sample: &Sample) {
+        self.absence.get_or_create(base).set(i64::from(sample.is_absent()));
         if let Some(seconds) = sample.freshness_seconds {
             self.freshness.get_or_create(base).set(seconds);
         }
@@ -125,7 +146,10 @@ impl Families {
             }
             let labels = with(base, &[("stream_table", &table.name)]);
             one_of(&self.table_state, &labels, "state", TABLE_STATES, &table.status);
+            self.table_stale.get_or_create(&labels).set(i64::from(table.stale));
             self.table_errors.get_or_create(&labels).set(table.consecutive_errors);
+            known(&self.table_bytes, &labels, table.state_bytes);
+            known(&self.table_rows, &labels, table.state_rows);
         }
         for incident in &sample.incidents {
             let of = [("source", incident.source.as_str()), ("diagnosis", &incident.diagnosis)];
@@ -149,6 +173,7 @@ impl Families {
             "1 while a sidecar holds the pipeline and the database can be looked at",
             self.up,
         );
+        registry.register("planned_absence", "1 while the pipeline is paused or detached", self.absence);
         registry.register(
             "freshness_seconds",
             "Age of the moment up to which the incremental stream tables are complete",
@@ -196,9 +221,24 @@ impl Families {
             self.table_state,
         );
         registry.register(
+            "stream_table_stale",
+            "1 while a stream table is not as fresh as its schedule or stale_after promises",
+            self.table_stale,
+        );
+        registry.register(
             "stream_table_consecutive_errors",
             "Failures since the last success",
             self.table_errors,
+        );
+        registry.register(
+            "stream_table_state_bytes",
+            "Memory that the sidecar holds for a stream table alone, estimated",
+            self.table_bytes,
+        );
+        registry.register(
+            "stream_table_state_rows",
+            "Rows that the sidecar holds for a stream table alone",
+            self.table_rows,
         );
         registry.register(
             "incidents",
@@ -220,7 +260,7 @@ fn count(family: &Counts, labels: &Labels, value: i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Incident, Look, Slot, Source, StreamTable};
+    use super::super::{Incident, Slot, Source, StreamTable};
     use super::*;
 
     fn sample() -> Sample {
@@ -228,7 +268,6 @@ mod tests {
             server_version: "15.1".to_owned(),
             sidecar_alive: true,
             delivery: Some("slot".to_owned()),
-            detached: false,
             freshness_seconds: Some(0.5),
             applied_lag_bytes: Some(7),
             slot: Some(Slot {
@@ -246,13 +285,16 @@ mod tests {
                 capture: "wal".to_owned(),
                 fallback_ready: true,
                 buffer_bytes: Some(8192),
+                ..Source::default()
             }],
             stream_tables: vec![StreamTable {
                 name: "a.st".to_owned(),
                 status: "ACTIVE".to_owned(),
                 refresh_mode: "DIFFERENTIAL".to_owned(),
                 freshness_seconds: Some(0.1),
-                consecutive_errors: 0,
+                state_rows: Some(1),
+                state_bytes: Some(100),
+                ..StreamTable::default()
             }],
             incidents: vec![Incident {
                 source: "a.t".to_owned(),
@@ -263,18 +305,26 @@ mod tests {
                 rows_updated: 2,
                 rows_deleted: 3,
             }],
+            ..Sample::default()
         }
     }
 
     #[test]
     fn the_page_names_exactly_the_metrics_that_there_are() {
         let observed = Observed::default();
-        let look = Look { taken: std::time::Instant::now(), outcome: Ok(std::sync::Arc::new(sample())) };
-        observed.lock().insert(("db".to_owned(), "main".to_owned()), look);
+        let running = tokio_util::sync::CancellationToken::new();
+        observed.note(&("db".to_owned(), "main".to_owned()), Ok(std::sync::Arc::new(sample())), &running);
+        let counters = observed.counters("db", "main");
+        counters.rows("a.st", [1, 0, 0]);
+        counters.refreshed("a.st", "FULL", true);
         let text = render(&observed).unwrap();
         let names = |text: &str| -> std::collections::BTreeSet<String> {
             let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
-            words.filter(|w| w.starts_with("pgtrickle_")).map(str::to_owned).collect()
+            let base = |w: &str| {
+                let parts = ["_bucket", "_sum", "_count"].into_iter();
+                parts.filter_map(|part| w.strip_suffix(part)).next().unwrap_or(w).to_owned()
+            };
+            words.filter(|w| w.starts_with("pgtrickle_")).map(base).collect()
         };
         let lines: String = text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
         assert_eq!(names(&lines), names(include_str!("../../docs/monitoring.md")));

@@ -9,6 +9,7 @@
 //! and `src/backend/replication/pgoutput/pgoutput.c`.
 
 pub mod messages;
+mod part;
 mod reader;
 pub mod relation;
 pub mod snapshot;

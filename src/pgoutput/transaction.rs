@@ -48,6 +48,8 @@ pub struct Transaction {
     pub dropped_messages: u64,
     /// Name of the replication origin, if the transaction was replayed from elsewhere.
     pub origin: Option<String>,
+    /// Changes that [`Assembler::take_part`] has taken before the commit; they are not in `changes`.
+    pub taken: usize,
 }
 
 impl Transaction {
@@ -151,7 +153,9 @@ pub struct Assembler {
     relations: RelationCache,
     sources: FxHashMap<u32, Source>,
     builder: RowBuilder,
-    open: Option<Transaction>,
+    pub(super) open: Option<Transaction>,
+    /// The open transaction has messages.
+    pub(super) with_messages: bool,
     serial: u64,
 }
 
@@ -165,6 +169,7 @@ impl Assembler {
             sources: FxHashMap::default(),
             builder: RowBuilder::default(),
             open: None,
+            with_messages: false,
             serial: 0,
         }
     }
@@ -280,6 +285,7 @@ impl Assembler {
             return Err(protocol(format!("transaction {xid} begins inside transaction {}", open.xid)));
         }
         self.serial += 1;
+        self.with_messages = false;
         self.open = Some(Transaction { xid, commit_lsn: final_lsn, commit_time, ..Transaction::default() });
         Ok(())
     }
@@ -313,6 +319,7 @@ impl Assembler {
             return Ok(Some(Event::Message { lsn, prefix: prefix.into(), content: content.into() }));
         }
         let open = open(&mut self.open)?;
+        self.with_messages = true;
         let size = prefix.len() + content.len();
         if !open.oversized && open.bytes.saturating_add(size + size_of::<Change>()) <= self.limit {
             let kind = ChangeKind::Message { prefix: prefix.into(), content: content.into() };

@@ -326,3 +326,33 @@ proptest! {
         prop_assert_eq!(t.skipped.values().sum::<u64>(), skipped);
     }
 }
+
+#[test]
+fn parts_and_the_rest_are_all_changes_in_order_and_a_taken_part_is_not_held() {
+    let mut a = started('d', &[ID], &["id"], 1 << 20);
+    let insert = |a: &mut Assembler, id: &str| a.change(&encode::insert(7, &[text(id)])).unwrap();
+    insert(&mut a, "1");
+    assert_eq!(a.take_part(2, usize::MAX), None);
+    insert(&mut a, "2");
+    let mut all = a.take_part(2, usize::MAX).unwrap();
+    assert_eq!((a.open_bytes(), a.take_part(0, 0)), (0, None));
+    insert(&mut a, "3");
+    let rest = done(&mut a);
+    assert_eq!((rest.taken, rest.touched.as_slice()), (2, &[7][..]));
+    all.extend(rest.changes);
+    let insert = |id| ChangeKind::Insert { new: row(&[Datum::Int(id)]) };
+    assert!(all.iter().map(|c| &c.kind).eq(&[insert(1), insert(2), insert(3)]));
+}
+
+#[test]
+fn a_transaction_with_messages_or_with_something_to_read_again_stays_together() {
+    let mut a = started('d', &[ID], &["id"], 1 << 20);
+    a.message(true, 1, b"p", b"x").unwrap();
+    a.change(&encode::insert(7, &[text("1")])).unwrap();
+    assert_eq!(a.take_part(1, 0), None);
+    let mut a = started('d', &[ID], &["id"], 1 << 20);
+    a.change(&encode::insert(7, &[text("1")])).unwrap();
+    a.register(7, wanted(&["id"]));
+    assert_eq!(a.take_part(1, 0), None);
+    assert_eq!(done(&mut a).reread.len(), 1);
+}

@@ -46,6 +46,20 @@ pub fn explain(plan: &Plan, names: &Names) -> String {
     out
 }
 
+/// The lines of the plan's operators, in the order of a walk, without indentation.
+pub fn operators(plan: &Plan, names: &Names) -> Vec<String> {
+    let lines = Explainer { names, computed: 0 }.rel(&plan.rel).lines;
+    lines.into_iter().map(|line| line.trim_start().to_owned()).collect()
+}
+
+/// The lines of recursions, of UNION and of UNION ALL.
+const RECURSIONS: [&str; 2] = ["Recursive", "RecursiveAll"];
+
+/// Whether a line of [`operators`] is that of a recursion.
+pub fn is_recursion(line: &str) -> bool {
+    RECURSIONS.contains(&line)
+}
+
 struct Text {
     lines: Vec<String>,
     /// What each output column is.
@@ -212,7 +226,8 @@ impl Explainer<'_> {
             Rel::Recursive { base, step, distinct, .. } => {
                 let (base, step) = (self.rel(base), self.rel(step));
                 let labels = base.labels.clone();
-                let head = if distinct.is_some() { "Recursive" } else { "RecursiveAll" };
+                let [once, all] = RECURSIONS;
+                let head = if distinct.is_some() { once } else { all };
                 nested(head.to_owned(), vec![base, step], labels)
             }
             Rel::RecursiveReference { width, .. } => {

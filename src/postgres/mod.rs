@@ -6,6 +6,8 @@ pub mod account;
 pub mod binaries;
 pub mod cluster;
 pub mod fetch;
+pub mod password;
 pub mod sessions;
 pub mod store;
+pub mod tls;
 pub mod watchdog;

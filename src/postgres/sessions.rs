@@ -4,12 +4,17 @@
 //! text wherever it comes from. Role-level timeouts are overridden; a session says in `application_name` what it is for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedSender;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::password::Passwords;
+use super::tls::{self, Mode, ShownName, Tls};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Settings of every session.
@@ -22,10 +27,24 @@ pub const PINNED: &[(&str, &str)] = &[
     ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
     ("search_path", "pg_catalog,pg_temp"),
+    ("standard_conforming_strings", "on"),
+    ("transform_null_equals", "off"),
+    ("array_nulls", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
     ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("jit", "off"),
+    // A machine that vanished must not hold the lease for hours: the server ends its sessions after a minute.
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "60000"),
 ];
+
+/// The first major version with `transaction_timeout`; older ones refuse a session that names it.
+const TRANSACTION_TIMEOUT: u32 = 17;
 
 /// What a session is for; part of its `application_name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +58,8 @@ pub enum Purpose {
     Replication,
     Monitor,
     Tool,
+    /// A statement of the user's: under the settings that a session of theirs would have, nothing is pinned.
+    Command,
 }
 
 impl Purpose {
@@ -53,12 +74,19 @@ impl Purpose {
             Purpose::Replication => "replication",
             Purpose::Monitor => "monitor",
             Purpose::Tool => "tool",
+            Purpose::Command => "command",
         }
     }
 
     /// Hydration must fail rather than read a source through row-level security; elsewhere policies apply as usual.
     fn row_security(self) -> &'static str {
         if self == Purpose::Hydrate { "off" } else { "on" }
+    }
+
+    /// An apply that stands still in the middle holds the pipeline's row: a process that was frozen there would keep its
+    /// successor out until it wakes up.
+    fn idle_in_transaction_timeout(self) -> &'static str {
+        if self == Purpose::Apply { "60s" } else { "0" }
     }
 
     /// Lock timeout: what waits for locks gives way to the application (it retries), tools do not wait for ever.
@@ -76,19 +104,87 @@ impl Purpose {
 pub struct Target {
     config: Config,
     pipeline: String,
+    tls: Tls,
+    passwords: Passwords,
+    shown: ShownName,
+    /// Whether the server was seen to know `transaction_timeout`; shared, as all sessions are with one server.
+    transaction_timeout: Arc<AtomicBool>,
+    notices: Option<UnboundedSender<DbError>>,
 }
 
 impl Target {
+    /// A target as `config` says: its own password, and TLS as its `ssl_mode` (which verifies nothing).
     pub fn new(config: Config, pipeline: &str) -> Target {
-        Target { config, pipeline: pipeline.to_owned() }
+        let mode = match config.get_ssl_mode() {
+            SslMode::Disable => Mode::Disable,
+            SslMode::Require => Mode::Require,
+            _ => Mode::Prefer,
+        };
+        Target {
+            config,
+            pipeline: pipeline.to_owned(),
+            tls: Tls::new(mode),
+            passwords: Passwords::Own,
+            shown: ShownName::default(),
+            transaction_timeout: Arc::default(),
+            notices: None,
+        }
     }
 
+    /// The same target with this protection; `config`'s own `ssl_mode` no longer counts.
+    pub fn with_tls(mut self, tls: Tls) -> Target {
+        self.config.ssl_mode(match tls.mode {
+            Mode::Disable => SslMode::Disable,
+            Mode::Prefer => SslMode::Prefer,
+            Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
+        });
+        self.tls = tls;
+        self
+    }
+
+    /// The same target; what the server says beside its answers (NOTICE, WARNING) is sent to `notices`.
+    pub fn with_notices(&self, notices: UnboundedSender<DbError>) -> Target {
+        Target { notices: Some(notices), ..self.clone() }
+    }
+
+    /// The same target with its password from elsewhere.
+    pub fn with_passwords(mut self, passwords: Passwords) -> Target {
+        self.passwords = passwords;
+        self
+    }
+
+    /// Server, user and database; what counts for the password is [`Target::login`].
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// As [`Target::config`] with the password as it is now.
+    ///
+    /// # Errors
+    /// `Authentication` when the password's file can't be read.
+    pub fn login(&self) -> Result<Config> {
+        let mut config = self.config.clone();
+        self.passwords.fill(&mut config)?;
+        Ok(config)
+    }
+
+    /// How sessions are protected.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// A host name of the server's certificate, known after a session with verify-ca.
+    pub fn shown_name(&self) -> Option<String> {
+        self.shown.get()
+    }
+
     pub fn pipeline(&self) -> &str {
         &self.pipeline
+    }
+
+    /// The same server and user for another pipeline.
+    pub fn with_pipeline(&self, pipeline: &str) -> Target {
+        Target { pipeline: pipeline.to_owned(), ..self.clone() }
     }
 
     /// The same server and user, another database.
@@ -117,9 +213,15 @@ impl Target {
     /// `-c name=value ...` for the startup packet.
     pub fn options(&self, purpose: Purpose) -> String {
         let mut options = String::new();
+        if purpose == Purpose::Command {
+            return "-c client_encoding=UTF8 ".to_owned();
+        }
         let lock = ("lock_timeout", purpose.lock_timeout());
         let policies = ("row_security", purpose.row_security());
-        for (name, value) in PINNED.iter().chain([&lock, &policies]) {
+        let idle = ("idle_in_transaction_session_timeout", purpose.idle_in_transaction_timeout());
+        let transactions =
+            Some(&("transaction_timeout", "0")).filter(|_| self.transaction_timeout.load(Ordering::Relaxed));
+        for (name, value) in PINNED.iter().chain([&lock, &policies, &idle]).chain(transactions) {
             options.push_str(&format!("-c {name}={} ", value.replace(' ', "\\ ")));
         }
         options
@@ -127,7 +229,7 @@ impl Target {
 
     /// Opens a session. Its connection task ends when the client is dropped.
     pub async fn connect(&self, purpose: Purpose) -> Result<Client> {
-        let mut config = self.config.clone();
+        let mut config = self.login()?;
         config
             .application_name(self.application_name(purpose))
             .options(self.options(purpose))
@@ -136,86 +238,81 @@ impl Target {
             .keepalives_idle(Duration::from_secs(30))
             .tcp_user_timeout(Duration::from_secs(30));
         let what = || format!("connecting to {}", self.describe());
-        let client = match config.get_ssl_mode() {
-            SslMode::Disable => {
-                let (client, connection) =
-                    config.connect(NoTls).await.map_err(|e| error(e).during(what()))?;
-                spawn_connection(connection);
-                client
+        let failed = |e: tokio_postgres::Error| {
+            // An older server than last time: the next attempt does without.
+            self.transaction_timeout.store(false, Ordering::Relaxed);
+            error(e).during(what())
+        };
+        let (client, version) = match self.tls.mode {
+            Mode::Disable => {
+                let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+                (client, spawn_connection(connection, self.notices.clone()))
             }
             _ => {
-                let (client, connection) =
-                    config.connect(tls()?).await.map_err(|e| error(e).during(what()))?;
-                spawn_connection(connection);
-                client
+                let tls = MakeRustlsConnect::new(self.tls.client_config(&self.shown)?);
+                let (client, connection) = config.connect(tls).await.map_err(failed)?;
+                (client, spawn_connection(connection, self.notices.clone()))
             }
         };
+        if version.is_some_and(|major| major >= TRANSACTION_TIMEOUT)
+            && !self.transaction_timeout.swap(true, Ordering::Relaxed)
+        {
+            // Sessions from now on begin with it.
+            client.batch_execute("set transaction_timeout = 0").await.map_err(error)?;
+        }
         Ok(client)
+    }
+
+    /// As [`Target::connect`], for a session beside those that serve: where the server has none to spare (53300) it is
+    /// waited for, and what is in memory stays.
+    pub async fn connect_when_free(&self, purpose: Purpose) -> Result<Client> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.connect(purpose).await {
+                Err(e) if e.sqlstate() == Some("53300") => {
+                    if pause < Duration::from_millis(200) {
+                        tracing::warn!(error = %e, "the server has no connection to spare; waiting for one");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+                outcome => return outcome,
+            }
+        }
     }
 }
 
-fn spawn_connection<S, T>(connection: tokio_postgres::Connection<S, T>)
+/// Leaves the connection to the runtime; the server's major version as it said.
+fn spawn_connection<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    notices: Option<UnboundedSender<DbError>>,
+) -> Option<u32>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let said = connection.parameter("server_version").unwrap_or_default();
+    let version = said.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok());
     tokio::spawn(async move {
-        if let Err(e) = connection.await {
-            // Whoever uses the client gets the error with its next statement.
-            tracing::debug!(error = %e, "a session ended");
+        loop {
+            match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notice(notice))) => {
+                    if let Some(notices) = &notices {
+                        // Whoever asked for them may have gone.
+                        let _ = notices.send(notice);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(e)) => {
+                    // Whoever uses the client gets the error with its next statement.
+                    tracing::debug!(error = %e, "a session ended");
+                    return;
+                }
+                None => return,
+            }
         }
     });
-}
-
-/// `sslmode=prefer|require` as libpq means them: encryption without a check of the certificate.
-fn tls() -> Result<tokio_postgres_rustls::MakeRustlsConnect> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::internal("TLS can't be set up").with_source(e))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-        .with_no_client_auth();
-    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(config))
-}
-
-/// Accepts any certificate: `require` protects against listeners, not against impostors.
-#[derive(Debug)]
-struct Unverified(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &rustls::pki_types::CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &rustls::pki_types::CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    version
 }
 
 /// Kind of a server error by its SQLSTATE.
@@ -274,11 +371,8 @@ pub fn error(e: tokio_postgres::Error) -> Error {
     }
     let (kind, hint) = if said.contains("password") {
         (ErrorKind::Authentication, "set the password in the URL, in PGPASSWORD or in a password file")
-    } else if said.contains("tls") || said.contains("TLS") {
-        (
-            ErrorKind::Authentication,
-            "the server does not offer TLS: enable ssl there, or use sslmode=prefer or disable",
-        )
+    } else if let Some(hint) = tls::hint(&said) {
+        (ErrorKind::Authentication, hint)
     } else {
         (ErrorKind::Connection, "check host, port, firewall and whether the server runs")
     };

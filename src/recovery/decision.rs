@@ -208,7 +208,7 @@ pub static RULES: &[Rule] = &[
     rule("7", Diagnosis::SlotActive, Action::Refuse, false, |o| slot(o, |s| s.active)),
     rule("T", Diagnosis::TriggersWanted, Action::Triggers, false, |o| o.triggers_wanted),
     rule("L", Diagnosis::WalImpossible, Action::Triggers, true, |o| o.cannot_stream.is_some()),
-    rule("D15", Diagnosis::SlotShed, Action::Rebuild, true, |o| o.shed && o.slot.is_some()),
+    rule("D15", Diagnosis::SlotShed, Action::Rebuild, true, |o| o.shed),
     rule("P", Diagnosis::Polled, Action::Triggers, false, |o| stored(o).is_some_and(|s| s.polled)),
     rule("8", Diagnosis::SlotInvalidated, Action::Rebuild, true, |o| {
         slot(o, |s| {

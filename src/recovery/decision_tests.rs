@@ -152,6 +152,9 @@ fn row_13_a_promotion_is_followed_only_with_a_slot_that_was_synchronized() {
 #[test]
 fn row_d15_a_slot_that_was_given_up_goes() {
     assert_eq!(with(|o| o.shed = true), ("D15", Action::Rebuild));
+    // It went at once where nobody was there to start anew.
+    let gone = |o: &mut Observation| (o.shed, o.slot) = (true, None);
+    assert_eq!(with(gone), ("D15", Action::Rebuild));
 }
 
 #[test]

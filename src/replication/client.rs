@@ -7,11 +7,12 @@ use pgwire_replication::config::SslMode as WireSsl;
 use pgwire_replication::{
     Lsn, PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent, TlsConfig,
 };
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 
 use super::names::PipelineNames;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::{POOLER_HINT, Purpose, Target, is_pooler, kind_of};
+use crate::postgres::tls::{self, Mode};
 
 /// The server sends something at least every `wal_sender_timeout / 2` (30 s by default); silence for longer than this
 /// means a dead connection.
@@ -157,7 +158,7 @@ impl Session {
 }
 
 fn config(target: &Target, names: &PipelineNames, start: u64) -> Result<ReplicationConfig> {
-    let sql = target.config();
+    let sql = target.login()?;
     let port = sql.get_ports().first().copied().unwrap_or(5432);
     let host = match sql.get_hosts().first() {
         Some(Host::Tcp(host)) => host.clone(),
@@ -173,16 +174,10 @@ fn config(target: &Target, names: &PipelineNames, start: u64) -> Result<Replicat
     };
     let user = sql.get_user().unwrap_or("postgres");
     let database = sql.get_dbname().unwrap_or(user);
-    let tls = match sql.get_ssl_mode() {
-        _ if unix => TlsConfig::disabled(),
-        SslMode::Disable => TlsConfig::disabled(),
-        SslMode::Require => TlsConfig::require(),
-        _ => {
-            let mut prefer = TlsConfig::require();
-            prefer.mode = WireSsl::Prefer;
-            prefer
-        }
-    };
+    // A numeric address to connect to beside the name, which is then only for the certificate.
+    let address = sql.get_hostaddrs().first().filter(|_| !unix).map(ToString::to_string);
+    let tls = if unix { TlsConfig::disabled() } else { wire_tls(target, &host)? };
+    let host = address.unwrap_or(host);
     Ok(ReplicationConfig::new(host, user, password, database, names.slot(), names.publication())
         .with_port(port)
         .with_tls(tls)
@@ -193,6 +188,35 @@ fn config(target: &Target, names: &PipelineNames, start: u64) -> Result<Replicat
         .with_buffer_size(16 * 1024)
         .with_options(target.options(Purpose::Replication))
         .with_application_name(target.application_name(Purpose::Replication)))
+}
+
+/// The same protection as the SQL sessions have, in the words of this client.
+fn wire_tls(target: &Target, host: &str) -> Result<TlsConfig> {
+    let tls = target.tls();
+    if tls.mode == Mode::Disable {
+        return Ok(TlsConfig::disabled());
+    }
+    // Reads the files with our own errors; the client's are less exact.
+    tls.check()?;
+    let mut wire = TlsConfig::require();
+    wire.mode = match tls.mode {
+        Mode::Disable => WireSsl::Disable,
+        Mode::Prefer => WireSsl::Prefer,
+        Mode::Require => WireSsl::Require,
+        Mode::VerifyCa => WireSsl::VerifyCa,
+        Mode::VerifyFull => WireSsl::VerifyFull,
+    };
+    if tls.mode >= Mode::VerifyCa {
+        wire.ca_pem_path = Some(tls.roots_file()?);
+    }
+    // Named, an address is compared with the addresses in the certificate; unnamed, the client refuses it. The client
+    // checks the name for verify-ca, too: it gets the one that the certificate had in the SQL session.
+    let shown = target.shown_name().filter(|_| tls.mode == Mode::VerifyCa);
+    wire.sni_hostname = Some(shown.unwrap_or_else(|| host.to_owned()));
+    if let Some(identity) = &tls.identity {
+        wire = wire.with_client_cert(&identity.certificate, &identity.key);
+    }
+    Ok(wire)
 }
 
 /// SQLSTATE in the text of a server error (`... (SQLSTATE 55006)`), the one place where it is parsed.
@@ -222,7 +246,12 @@ fn error(e: PgWireError) -> Error {
             error.with_source(e)
         }
         PgWireError::Auth(_) => Error::new(ErrorKind::Authentication, text).with_source(e),
-        PgWireError::Tls(_) => Error::new(ErrorKind::Authentication, text).with_source(e),
+        PgWireError::Tls(_) => {
+            let hint = tls::hint(&text);
+            hint.into_iter()
+                .fold(Error::new(ErrorKind::Authentication, text), Error::with_hint)
+                .with_source(e)
+        }
         PgWireError::Protocol(_) | PgWireError::MessageTooLarge { .. } => {
             Error::new(ErrorKind::Protocol, text).with_source(e)
         }

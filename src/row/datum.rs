@@ -13,7 +13,8 @@ pub enum Datum<'a> {
     Int(i64),
     /// Server text (client_encoding UTF8) of any other type.
     Text(&'a [u8]),
-    /// An expression failed for this row: `SQLSTATE:message`. It spreads through strict kernels and suspends the
+    /// An expression failed for this row: `SQLSTATE:message`, and the statement where PostgreSQL computed it
+    /// ([`error_payload`]). It spreads through strict kernels and suspends the
     /// stream table only if it reaches the output, a filter or a join key (hazard B1).
     Error(&'a [u8]),
 }
@@ -90,18 +91,50 @@ fn canonical_int<'a>(text: &[u8], min: i64, max: i64) -> Option<Datum<'a>> {
     (min <= value && value <= max).then_some(Datum::Int(value))
 }
 
-/// Splits the payload of [`Datum::Error`] into SQLSTATE and message.
-pub fn error_parts(payload: &[u8]) -> (String, String) {
+/// Between message and statement in the payload of [`Datum::Error`].
+const STATEMENT: char = '\u{1f}';
+/// Bytes of a statement that a payload keeps: every row that fails has one.
+const STATEMENT_KEPT: usize = 600;
+
+/// The payload of [`Datum::Error`] for a failure of `statement` on the server.
+pub fn error_payload(sqlstate: &str, message: &str, statement: &str) -> String {
+    let mut end = statement.len().min(STATEMENT_KEPT);
+    while !statement.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (kept, rest) = statement.split_at(end);
+    format!("{sqlstate}:{message}{STATEMENT}{kept}{}", if rest.is_empty() { "" } else { " ..." })
+}
+
+/// Splits the payload of [`Datum::Error`] into SQLSTATE, message, and the statement if it was the server's.
+pub fn error_parts(payload: &[u8]) -> (String, String, Option<String>) {
     let text = String::from_utf8_lossy(payload);
-    match text.split_once(':') {
-        Some((state, message)) => (state.to_owned(), message.to_owned()),
-        None => ("XX000".to_owned(), text.into_owned()),
+    let (state, rest) = text.split_once(':').unwrap_or(("XX000", &text));
+    match rest.split_once(STATEMENT) {
+        Some((message, statement)) => (state.to_owned(), message.to_owned(), Some(statement.to_owned())),
+        None => (state.to_owned(), rest.to_owned(), None),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_keeps_the_beginning_of_the_statement_in_whole_characters() {
+        let parts = |state: &str, message: &str, statement: Option<&str>| {
+            (state.to_owned(), message.to_owned(), statement.map(str::to_owned))
+        };
+        assert_eq!(error_parts(b"22012:division: by zero"), parts("22012", "division: by zero", None));
+        assert_eq!(error_parts(b"nonsense"), parts("XX000", "nonsense", None));
+        let payload = error_payload("22012", "division by zero", "select 1 / 0");
+        let wanted = parts("22012", "division by zero", Some("select 1 / 0"));
+        assert_eq!(error_parts(payload.as_bytes()), wanted);
+        let long = format!("{}\u{e9}{}", "x".repeat(STATEMENT_KEPT - 1), "y".repeat(50));
+        let payload = error_payload("22012", "m", &long);
+        let cut = format!("{} ...", "x".repeat(STATEMENT_KEPT - 1));
+        assert_eq!(error_parts(payload.as_bytes()), parts("22012", "m", Some(&cut)));
+    }
 
     #[test]
     fn the_limits_of_every_integer_type_are_read_and_one_beyond_is_refused() {

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Datum;
 
@@ -25,8 +26,42 @@ const SHORT_TEXT: u8 = 16;
 const SHORT_MAX: usize = (u8::MAX - SHORT_TEXT) as usize;
 
 /// An immutable row; cloning shares the bytes. Ordering is by bytes: total, but not the server's order.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Row(Arc<[u8]>);
+
+/// As one piece of bytes: rows travel between processes by the million.
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Row, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Row;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the bytes of a packed row")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Row, E> {
+                Ok(Row(Arc::from(bytes)))
+            }
+
+            // Formats without a form for bytes write a list of numbers.
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Row, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(byte) = list.next_element::<u8>()? {
+                    bytes.push(byte);
+                }
+                Ok(Row(Arc::from(bytes)))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
 
 impl Row {
     /// The row without columns.
@@ -110,6 +145,12 @@ impl Row {
 
     pub fn has_error(&self) -> bool {
         self.iter().any(|d| d.is_error())
+    }
+}
+
+impl AsRef<Row> for Row {
+    fn as_ref(&self) -> &Row {
+        self
     }
 }
 
@@ -310,6 +351,16 @@ mod tests {
             let back: Vec<_> = row.iter().collect();
             let want: Vec<_> = values.iter().map(Value::datum).collect();
             prop_assert_eq!(back, want);
+        }
+
+        #[test]
+        fn a_row_comes_back_from_every_form_it_is_written_in(values in proptest::collection::vec(value(), 0..9)) {
+            let row = Row::from_datums(values.iter().map(Value::datum));
+            let bytes = bincode::serialize(&row).unwrap();
+            prop_assert_eq!(bytes.len(), 8 + row.byte_len());
+            prop_assert_eq!(&bincode::deserialize::<Row>(&bytes).unwrap(), &row);
+            let text = serde_json::to_string(&row).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<Row>(&text).unwrap(), &row);
         }
 
         #[test]

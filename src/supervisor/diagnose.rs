@@ -8,7 +8,7 @@ use tokio_postgres::types::PgLsn;
 use super::RunOptions;
 use super::lease::Lease;
 use crate::capture::{publication, trigger};
-use crate::catalog::store;
+use crate::catalog::{behind, store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::error;
 use crate::recovery::{Action, CdcMode, Diagnosis, Observation, Rule, SlotFacts, Stored, decide};
@@ -42,7 +42,7 @@ pub(super) async fn prepare(
 ) -> Result<Plan> {
     let mode = cdc_mode(control, options).await?;
     let deadline = tokio::time::Instant::now() + SLOT_PATIENCE;
-    let mut observation = observe(control, lease, mode).await?;
+    let mut observation = observe(control, &options.pipeline, lease, mode).await?;
     observation.stream_refused = distrust;
     let mut rule = decide(&observation);
     while rule.diagnosis == Diagnosis::SlotActive {
@@ -50,7 +50,10 @@ pub(super) async fn prepare(
             return Err(in_use(control, lease.names.slot()).await?);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        observation = Observation { stream_refused: distrust, ..observe(control, lease, mode).await? };
+        observation = Observation {
+            stream_refused: distrust,
+            ..observe(control, &options.pipeline, lease, mode).await?
+        };
         rule = decide(&observation);
     }
     tracing::debug!(row = rule.number, diagnosis = rule.diagnosis.code(), action = ?rule.action, "diagnosed");
@@ -143,6 +146,12 @@ async fn rebuild(
     by_slot_if_possible(control, options, lease, mode, cause).await
 }
 
+/// A slot that is new begins beyond what the stream tables hold, until they have been compared.
+pub(super) async fn begin_at(control: &Client, pipeline: &str, start: u64) -> Result<()> {
+    behind::tell_all(control, pipeline).await?;
+    store::reset_frontier(control, pipeline, start).await
+}
+
 async fn by_slot_if_possible(
     control: &Client,
     options: &RunOptions,
@@ -152,7 +161,7 @@ async fn by_slot_if_possible(
 ) -> Result<Plan> {
     match make_slot(control, lease).await {
         Ok(frontier) => {
-            store::reset_frontier(control, &options.pipeline, frontier).await?;
+            begin_at(control, &options.pipeline, frontier).await?;
             deliver_by_slot(control, options, lease).await?;
             Ok(Plan { delivery: Delivery::Slot { frontier }, cause })
         }
@@ -202,12 +211,19 @@ async fn deliver_by_polling(control: &Client, options: &RunOptions, reason: &str
 pub(super) async fn cdc_mode(control: &Client, options: &RunOptions) -> Result<CdcMode> {
     match options.cdc_mode {
         Some(mode) => Ok(mode),
-        None => store::setting(control, "cdc_mode").await?.map_or(Ok(CdcMode::Auto), |text| text.parse()),
+        None => store::setting(control, &options.pipeline, "cdc_mode")
+            .await?
+            .map_or(Ok(CdcMode::Auto), |text| text.parse()),
     }
 }
 
 /// Reads everything that the table looks at, on one connection.
-pub(super) async fn observe(control: &Client, lease: &Lease, mode: CdcMode) -> Result<Observation> {
+pub(super) async fn observe(
+    control: &Client,
+    pipeline: &str,
+    lease: &Lease,
+    mode: CdcMode,
+) -> Result<Observation> {
     let before = &lease.before;
     let stored = before.system_identifier.clone().map(|system_identifier| Stored {
         system_identifier,
@@ -218,7 +234,7 @@ pub(super) async fn observe(control: &Client, lease: &Lease, mode: CdcMode) -> R
         polled: before.polled,
         publication_oid: before.publication_oid,
     });
-    let trust = store::setting(control, "trust_slot_across_timelines").await?;
+    let trust = store::setting(control, pipeline, "trust_slot_across_timelines").await?;
     // The slot first: its position can only be behind what is read afterwards.
     let slot = slot::read(control, lease.names.slot()).await?.map(|s| SlotFacts {
         plugin: s.plugin,

@@ -14,27 +14,31 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
-use super::feed::Flight;
+use super::drain::Drain;
+use super::feed::{Flight, Step};
 use super::handover::Handover;
+use super::kept::Kept;
 use super::lease::Lease;
+use super::parts::Parts;
 use super::prepare;
 use super::sources::{Assigned, Feed, Sources};
 use super::stream::Stream;
+use super::trace::Gathering;
 use super::views::Views;
 use super::watch::Watched;
 use crate::apply::{Applied, Progress, Writer};
 use crate::capture::SourceSpec;
 use crate::capture::fingerprint::Fingerprints;
 use crate::capture::poll::Polled;
-use crate::dataflow::{Dataflow, Epoch};
-use crate::error::{Error, Result};
+use crate::dataflow::{Dataflow, Epoch, InstanceId};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::{Assembler, Event as Assembled, Transaction, widen_xid};
 use crate::replication::StreamEvent;
 
 /// How often the catalog and the request sequence are looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Time for a clean end: the current apply, the last acknowledgement.
-const DRAIN: Duration = Duration::from_secs(15);
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// A transaction that is decoded and not fed yet.
 pub(super) struct Queued {
@@ -50,11 +54,15 @@ pub(super) struct Barrier {
     pub received: u64,
 }
 
+/// The end of an apply: the session, what came of it, and what it was to write.
+pub(super) type Written = (Writer, Result<Applied>, Step);
+
 /// An apply that runs beside the loop.
 pub(super) struct Applying {
-    pub task: JoinHandle<(Writer, Result<Applied>)>,
+    pub task: JoinHandle<Written>,
     pub progress: Progress,
     pub installed: Vec<crate::plan::ViewId>,
+    pub started: Instant,
 }
 
 pub(super) struct Engine {
@@ -67,6 +75,7 @@ pub(super) struct Engine {
     pub writer: Option<Writer>,
     pub dataflow: Dataflow,
     pub assembler: Assembler,
+    pub gathering: Gathering,
     pub sources: Sources,
     pub views: Views,
     pub fingerprints: Fingerprints,
@@ -79,7 +88,13 @@ pub(super) struct Engine {
     /// The next epoch to feed.
     pub epoch: Epoch,
     pub flights: VecDeque<Flight>,
+    /// What is computed of a transaction whose end has not arrived.
+    pub parts: Parts,
     pub pending: Option<super::feed::Pending>,
+    /// Changes of stream tables that are not due.
+    pub kept: Kept,
+    /// Stream tables join whose sources' children the writer does not watch yet.
+    pub hierarchies_stale: bool,
     pub applying: Option<Applying>,
     pub barriers: Vec<Barrier>,
     pub preparing: Option<JoinHandle<()>>,
@@ -111,7 +126,8 @@ pub(super) struct Engine {
     pub prepared_once: bool,
     /// The first layouts are registered: from then on changes can be decoded.
     pub registered: bool,
-    skipping: bool,
+    /// The open transaction was applied before this life, or received before.
+    pub(super) skipping: bool,
 }
 
 /// Microseconds since 2000-01-01 as a time.
@@ -135,7 +151,10 @@ impl Engine {
     ) -> Result<Engine> {
         let (events_sender, events) = mpsc::unbounded_channel();
         let budget = usize::try_from(options.memory_limit / 8).unwrap_or(usize::MAX);
+        let mut watched = Watched::default();
+        watched.data_time = lease.before.data_timestamp;
         Ok(Engine {
+            gathering: Gathering::default(),
             assembler: Assembler::new(budget).with_message_prefix(super::requests::PREFIX),
             options,
             stop: CancellationToken::new(),
@@ -153,7 +172,10 @@ impl Engine {
             polled: None,
             epoch: 1,
             flights: VecDeque::new(),
+            parts: Parts::default(),
             pending: None,
+            kept: Kept::new(budget),
+            hierarchies_stale: true,
             applying: None,
             barriers: Vec::new(),
             preparing: None,
@@ -171,7 +193,7 @@ impl Engine {
             handover: Handover::default(),
             loading: Arc::default(),
             load_started: None,
-            watched: Watched::default(),
+            watched,
             announced: false,
             settled: false,
             prepared_once: false,
@@ -211,21 +233,33 @@ impl Engine {
     async fn serve(&mut self, shutdown: &CancellationToken) -> Result<()> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        // Another process can be lost at any time.
+        let clustered = self.options.cluster.is_some();
+        let mut drain: Option<Drain> = None;
         loop {
+            if drain.as_ref().is_some_and(|drain| drain.is_over(self.frontier)) {
+                return Ok(());
+            }
             let receive = self.wants_input();
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled(), if drain.is_none() => drain = Some(self.begin_drain().await?),
                 done = join(&mut self.applying), if self.applying.is_some() => self.applied(done?).await?,
-                result = self.dataflow.next(), if !self.flights.is_empty() => self.completed(result?)?,
+                result = self.dataflow.next(), if !self.flights.is_empty() || clustered => {
+                    self.completed(result?).await?;
+                }
                 event = self.events.recv() => self.prepared(event).await?,
                 _ = ticks.tick() => self.tick().await?,
                 arrived = self.stream.next(), if receive => {
                     if let Err(e) = arrived.and_then(|a| self.arrived(a)) {
+                        if drain.is_some() {
+                            return Err(e);
+                        }
                         self.reconnect(e).await?;
                     }
                 }
             }
+            self.watch_hierarchies().await?;
             self.pump()?;
         }
     }
@@ -236,7 +270,7 @@ impl Engine {
                 self.skipping = commit_lsn < self.start;
                 self.assembler.begin(commit_lsn, xid, commit_time)
             }
-            StreamEvent::Change(bytes) => match self.assembler.change(&bytes)? {
+            StreamEvent::Change(bytes) => match self.decode(&bytes)? {
                 Some(Assembled::Relation { relation, observed }) if !self.skipping => {
                     self.described(relation, &observed)
                 }
@@ -273,11 +307,17 @@ impl Engine {
         }
     }
 
+    fn decode(&mut self, bytes: &[u8]) -> Result<Option<Assembled>> {
+        let span = self.gathering.decode();
+        span.in_scope(|| self.assembler.change(bytes))
+    }
+
     /// What a preparation reports.
     async fn prepared(&mut self, event: Option<prepare::Event>) -> Result<()> {
         match event {
             None => Err(Error::internal("the preparation channel closed")),
             Some(prepare::Event::Register { specs, reply }) => self.register(specs, reply),
+            Some(prepare::Event::Renew { instances, reply }) => self.renew(&instances, reply),
             Some(prepare::Event::Snapshot { instances, snapshot }) => {
                 self.near = self.near.max(snapshot.xmax);
                 self.load_started = Some(Instant::now());
@@ -340,6 +380,22 @@ impl Engine {
         Ok(())
     }
 
+    fn renew(&mut self, instances: &[InstanceId], reply: oneshot::Sender<Vec<Assigned>>) -> Result<()> {
+        let mut assigned = Vec::new();
+        for given_up in instances {
+            let place = self.sources.renew(*given_up);
+            let place =
+                place.ok_or_else(|| Error::new(ErrorKind::Identity, "a source went while it was loaded"))?;
+            self.dataflow.send(crate::dataflow::Command::DropSource { instance: *given_up })?;
+            let (instance, identity) = (place.instance, place.spec.identity);
+            self.dataflow.send(crate::dataflow::Command::AddSource { instance, identity })?;
+            assigned.push(place);
+        }
+        // A preparation that was given up does not listen any more.
+        let _ = reply.send(assigned);
+        Ok(())
+    }
+
     /// Ends cleanly: the apply in flight, and what was computed already; then the last acknowledgement.
     async fn close(mut self) -> Result<()> {
         let finish = async {
@@ -366,7 +422,7 @@ impl Engine {
 
 /// The end of the running apply; for ever if there is none. `Err`: the task itself failed, so nothing is known about
 /// its transaction and the pipeline starts anew from the catalog.
-async fn join(applying: &mut Option<Applying>) -> Result<(Writer, Result<Applied>)> {
+async fn join(applying: &mut Option<Applying>) -> Result<Written> {
     match applying {
         Some(running) => {
             (&mut running.task).await.map_err(|e| Error::internal("the apply task failed").with_source(e))

@@ -1,17 +1,20 @@
 //! From queued transactions to epochs, from epoch results to applies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use differential_dataflow::consolidation::consolidate;
+use tracing::Span;
 
-use super::engine::{Applying, Engine, Queued, server_time};
+use super::engine::{Applying, Engine, Queued, Written, server_time};
+use super::prepare::Prepared;
 use super::sources::Feed;
 use super::views::{Installed, State};
+use super::{state, trace};
 use crate::apply::reconcile::difference;
 use crate::apply::writer::Note;
-use crate::apply::{Applied, Batch, Progress, Writer};
+use crate::apply::{Batch, Progress};
 use crate::capture::poll;
 use crate::dataflow::{Command, Epoch, EpochResult};
 use crate::error::{Error, Result};
@@ -19,21 +22,35 @@ use crate::plan::ViewId;
 use crate::row::Row;
 
 /// Bytes of decoded changes in one epoch: bounds the memory that deltas take.
-const EPOCH_BYTES: usize = 64 << 20;
+pub(super) const EPOCH_BYTES: usize = 64 << 20;
 /// Transactions in one epoch.
 const EPOCH_TRANSACTIONS: usize = 20_000;
 
 /// Changed rows that may wait for the writer before nothing more is fed.
-const PENDING_ROWS: usize = 500_000;
+pub(super) const PENDING_ROWS: usize = 500_000;
 
 /// An epoch in the dataflow.
 pub(super) struct Flight {
     pub epoch: Epoch,
     pub progress: Progress,
     pub installs: Vec<ViewId>,
+    /// How many changes of a transaction whose end is not there yet; `None`: everything up to a commit.
+    pub part: Option<usize>,
     pub started: Instant,
     /// When it is next said that it is still being computed.
     pub patience: Duration,
+    pub traced: trace::Computed,
+}
+
+/// What one transaction writes.
+pub(super) struct Step {
+    pub progress: Progress,
+    pub batches: Vec<(ViewId, Batch)>,
+    pub notes: Vec<Note>,
+    /// What could not become a batch.
+    pub broken: Vec<(ViewId, Error)>,
+    /// Spans of the steps in it, open until it is written.
+    pub traced: Vec<Span>,
 }
 
 /// Completed epochs that wait for the writer.
@@ -42,6 +59,7 @@ pub(super) struct Pending {
     pub progress: Progress,
     pub deltas: BTreeMap<ViewId, Vec<(Row, i64)>>,
     pub installs: Vec<ViewId>,
+    pub traced: Vec<Span>,
 }
 
 impl Engine {
@@ -51,18 +69,29 @@ impl Engine {
             self.feed()?;
         }
         self.settled |= self.has_settled();
-        let joint = self.pending.as_ref().is_some_and(|p| self.settled || !p.installs.is_empty());
-        if self.applying.is_none() && joint {
+        let ready = |p: &Pending| {
+            (self.settled || !p.installs.is_empty()) && !self.watched.untold && self.is_worth_writing(p)
+        };
+        if self.applying.is_none() && self.pending.as_ref().is_some_and(ready) {
             self.start_apply();
         }
         self.open_barriers();
+        self.options.positions.note(self.received, self.fed);
         Ok(())
+    }
+
+    /// Whether more waits to be written than should be computed beyond it.
+    pub(super) fn is_writer_behind(&self) -> bool {
+        let waiting = |p: &Pending| p.deltas.values().map(Vec::len).sum::<usize>();
+        self.pending.as_ref().is_some_and(|p| waiting(p) > PENDING_ROWS)
     }
 
     /// Feeds the next epoch, if there is anything to feed and the writer is not too far behind.
     fn feed(&mut self) -> Result<()> {
-        let waiting = |p: &Pending| p.deltas.values().map(Vec::len).sum::<usize>();
-        if self.pending.as_ref().is_some_and(|p| waiting(p) > PENDING_ROWS) {
+        if self.is_writer_behind() {
+            return Ok(());
+        }
+        if self.queue.is_empty() && self.feed_part()? {
             return Ok(());
         }
         let mut feed: Feed = std::mem::take(&mut self.carry);
@@ -75,9 +104,11 @@ impl Engine {
             bytes += transaction.bytes;
             transactions += 1;
             progress.xids.push(xid);
-            progress.frontier = transaction.end_lsn;
+            // After a change from triggers to the slot it begins before what is stored already.
+            progress.frontier = progress.frontier.max(transaction.end_lsn);
             progress.data_time = server_time(transaction.commit_time);
             if transaction.changed_any() {
+                self.options.counters.transaction(transaction.taken + transaction.changes.len());
                 progress.changed = Some(transaction.end_lsn);
             }
             self.sources.feed(transaction, xid, &mut feed)?;
@@ -101,9 +132,23 @@ impl Engine {
         for view in &installs {
             self.install(*view)?;
         }
-        self.dataflow.send(Command::Step { epoch: self.epoch, changes: feed })?;
+        let traced = self.gathering.fed(transactions, bytes);
+        self.step(feed, progress, installs, None, traced)
+    }
+
+    /// Hands an epoch to the dataflow.
+    pub(super) fn step(
+        &mut self,
+        changes: Feed,
+        progress: Progress,
+        installs: Vec<ViewId>,
+        part: Option<usize>,
+        traced: trace::Computed,
+    ) -> Result<()> {
+        self.dataflow.send(Command::Step { epoch: self.epoch, changes })?;
         let (started, patience) = (Instant::now(), Duration::from_secs(10));
-        self.flights.push_back(Flight { epoch: self.epoch, progress, installs, started, patience });
+        let epoch = self.epoch;
+        self.flights.push_back(Flight { epoch, progress, installs, part, started, patience, traced });
         self.epoch += 1;
         Ok(())
     }
@@ -118,24 +163,44 @@ impl Engine {
             && !self.views.0.values().any(|v| on_its_way(&v.state))
     }
 
+    /// A prepared stream table waits for its sources.
+    pub fn ready(&mut self, mut prepared: Prepared) {
+        self.watched.decided(prepared.row.view, prepared.validity.take());
+        let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
+        if !matches!(view.state, State::Preparing) {
+            return;
+        }
+        // One that it reads has left since it was planned, and may be another pipeline's by now: planned again.
+        let (id, upstreams) = (prepared.row.view, prepared.plan.upstreams.clone());
+        view.state = State::Waiting(Box::new(prepared));
+        let through = self.views.incremental();
+        if upstreams.iter().any(|u| !through.contains(u)) {
+            self.set_failed(id, Some(Instant::now()));
+        }
+    }
+
     /// Prepared stream tables whose sources are live and whose upstreams are installed, in an order in which each
     /// follows its upstreams.
     fn installable(&self) -> Vec<ViewId> {
-        let mut found: Vec<ViewId> = Vec::new();
+        let (mut found, mut order) = (BTreeSet::new(), Vec::new());
         loop {
-            let next = self.views.0.iter().find(|(id, view)| {
-                let State::Waiting(prepared) = &view.state else { return false };
-                !found.contains(id)
+            let before = order.len();
+            for (id, view) in &self.views.0 {
+                let State::Waiting(prepared) = &view.state else { continue };
+                if !found.contains(id)
                     && prepared.bindings.values().all(|b| self.sources.is_live(b.instance))
                     && prepared
                         .plan
                         .upstreams
                         .iter()
                         .all(|u| found.contains(u) || self.views.installed(*u).is_some())
-            });
-            match next {
-                Some((id, _)) => found.push(*id),
-                None => return found,
+                {
+                    found.insert(*id);
+                    order.push(*id);
+                }
+            }
+            if order.len() == before {
+                return order;
             }
         }
     }
@@ -148,27 +213,44 @@ impl Engine {
             return Ok(());
         };
         let instances = prepared.bindings.values().map(|b| b.instance).collect();
-        let installed =
-            Installed { form: prepared.form, instances, upstreams: prepared.plan.upstreams.clone() };
+        let installed = Installed {
+            form: prepared.form,
+            instances,
+            upstreams: prepared.plan.upstreams.clone(),
+            cadence: prepared.cadence,
+            gates: prepared.gates,
+            operators: prepared.operators,
+        };
+        self.hierarchies_stale = true;
+        let limits = state::limits(&view.row, self.options.memory_limit);
         view.state =
             State::Installing { installed, stored: Some(prepared.stored), refresh: prepared.refresh };
         let rel = Arc::new(prepared.plan.rel);
-        self.dataflow.send(Command::AddView { view: id, rel, bindings: prepared.bindings })
+        self.dataflow.send(Command::AddView { view: id, rel, bindings: prepared.bindings, limits })
     }
 
     /// An epoch is through the dataflow.
-    pub fn completed(&mut self, result: EpochResult) -> Result<()> {
+    pub async fn completed(&mut self, result: EpochResult) -> Result<()> {
         if let Some(fault) = result.faults.first() {
             return Err(Error::internal(format!("the stream contradicts what is held: {fault}"))
                 .with_hint("all sources are read again"));
         }
-        let Some(flight) = self.flights.pop_front() else {
+        let Some(mut flight) = self.flights.pop_front() else {
             return Err(Error::internal("an epoch completed that was not fed"));
         };
         if flight.epoch != result.epoch {
             return Err(Error::internal("epochs completed out of order"));
         }
         self.watched.stats = result.stats;
+        // What has left since, and perhaps is being prepared again, begins with an answer of its own; nothing is installed
+        // while an epoch is under way.
+        flight.installs.retain(|id| self.views.installed(*id).is_some());
+        let mut deltas = result.deltas;
+        deltas.retain(|delta| self.views.installed(delta.view).is_some());
+        if let Some(changes) = flight.part {
+            self.parts.passed(changes, flight.started.elapsed(), deltas);
+            return self.suspend_exceeded(result.exceeded).await;
+        }
         let pending = self.pending.get_or_insert_with(Pending::default);
         pending.progress.frontier = pending.progress.frontier.max(flight.progress.frontier);
         pending.progress.data_time = pending.progress.data_time.max(flight.progress.data_time);
@@ -176,20 +258,28 @@ impl Engine {
         pending.progress.xids.extend(flight.progress.xids);
         poll::merge(&mut pending.progress.consumed, flight.progress.consumed);
         pending.installs.extend(flight.installs);
-        for delta in result.deltas {
-            let rows = pending.deltas.entry(delta.view).or_default();
-            rows.extend(delta.rows);
-            if rows.len() > 1 {
-                consolidate(rows);
+        pending.traced.push(flight.traced.end());
+        let joining = pending.installs.clone();
+        for delta in self.parts.close(deltas) {
+            // What joins is written at once.
+            let rows = match joining.contains(&delta.view) {
+                true => Some(delta.rows),
+                false => self.keep(delta.view, delta.rows),
+            };
+            let (Some(mut rows), Some(pending)) = (rows, &mut self.pending) else { continue };
+            let gathered = pending.deltas.entry(delta.view).or_default();
+            gathered.append(&mut rows);
+            if gathered.len() > 1 {
+                consolidate(gathered);
             }
         }
-        Ok(())
+        self.suspend_exceeded(result.exceeded).await
     }
 
     /// Writes what is computed. What can't become a batch (an error value, a broken key) takes its view out.
     fn start_apply(&mut self) {
-        let Some(mut writer) = self.writer.take() else { return };
-        let Some(pending) = self.pending.take() else { return };
+        let Some(mut pending) = self.pending.take() else { return };
+        pending.progress.scheduled = self.take_due(&mut pending);
         let (mut batches, mut notes, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         let mut deltas = pending.deltas;
         for id in &pending.installs {
@@ -197,13 +287,13 @@ impl Engine {
             let State::Installing { stored, refresh, .. } = &mut view.state else { continue };
             let answer = deltas.remove(id).unwrap_or_default();
             deltas.insert(*id, difference(answer, stored.take().unwrap_or_default()));
-            notes.push(Note::Installed { view: *id, refresh: *refresh });
+            notes.push(Note::Installed { view: *id, refresh: *refresh, version: view.row.version });
         }
         for (id, delta) in deltas {
             let Some(installed) = self.views.installed(id) else { continue };
             match Batch::new(&installed.form, &delta) {
                 Ok(batch) if batch.is_empty() && !pending.installs.contains(&id) => {}
-                Ok(batch) => batches.push((id, batch)),
+                Ok(batch) => batches.push((id, Batch { upstreams: self.views.upstream(id), ..batch })),
                 Err(e) => broken.push((id, e)),
             }
         }
@@ -214,38 +304,53 @@ impl Engine {
         }
         batches.retain(|(id, batch)| !out.contains(id) && !batch.is_empty());
         notes.retain(|Note::Installed { view, .. }| !out.contains(view));
-        let progress = pending.progress;
-        let installed: Vec<ViewId> = notes.iter().map(|Note::Installed { view, .. }| *view).collect();
-        let step = progress.clone();
-        let task = super::spawn(async move {
-            let mut outcome = writer.apply(&step, &batches, &notes, false).await;
-            if let Ok(applied) = &mut outcome {
-                applied.failed.extend(broken);
-            }
-            (writer, outcome)
-        });
-        self.applying = Some(Applying { task, progress, installed });
+        // What reads another one comes after it: it has more below it.
+        batches.sort_by_key(|(id, batch)| (batch.upstreams.len(), *id));
+        let mut progress = pending.progress;
+        progress.scheduled.retain(|s| !out.contains(&s.view));
+        let traced = pending.traced;
+        self.write(Step { progress, batches, notes, broken, traced });
     }
 
     /// An apply has ended.
-    pub async fn applied(&mut self, (writer, outcome): (Writer, Result<Applied>)) -> Result<()> {
+    pub async fn applied(&mut self, (writer, outcome, step): Written) -> Result<()> {
         self.writer = Some(writer);
-        let Some(Applying { progress, installed, .. }) = self.applying.take() else { return Ok(()) };
-        let applied = outcome.map_err(|e| e.during("writing stream tables"))?;
-        let before = self.frontier;
+        let Some(Applying { progress, installed, started, .. }) = self.applying.take() else { return Ok(()) };
+        let mut applied = outcome.map_err(|e| e.during("writing stream tables"))?;
+        if applied.moved {
+            return self.hierarchies_moved(step).await;
+        }
+        applied.failed.extend(step.broken);
+        self.tell_again(&applied.untold);
+        self.options.counters.applied(started.elapsed());
+        for (id, written) in &applied.written {
+            if let Some(view) = self.views.0.get(id) {
+                let rows = [written.inserted, written.updated, written.deleted];
+                self.options.counters.rows(&view.row.qualified(), rows);
+            }
+        }
+        let before = self.complete_until();
+        self.watched.data_time = progress.data_time.or(self.watched.data_time);
         self.frontier = self.frontier.max(progress.frontier);
         self.near = progress.xids.iter().copied().fold(self.near, u64::max);
         self.stream.applied(self.frontier, !progress.consumed.is_empty());
         self.watched.last_write = Some(Instant::now());
         self.watched.applies += 1;
         for id in installed {
-            if !applied.failed.iter().any(|(failed, _)| *failed == id) {
+            if !applied.is_left_out(id) {
                 let drift = applied.written.get(&id).copied().unwrap_or_default();
                 self.activated(id, drift);
             }
         }
+        if !applied.failed.is_empty() {
+            // The apply itself may have told of some.
+            self.watched.known_behind = None;
+        }
         for (id, error) in applied.failed {
-            self.take_out(id, error, before).await?;
+            // What has left meanwhile keeps the reason for which it left; its reconcile brings what was not written.
+            if self.views.installed(id).is_some() {
+                self.take_out(id, error, before).await?;
+            }
         }
         Ok(())
     }

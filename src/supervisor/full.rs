@@ -1,11 +1,15 @@
 //! Stream tables that PostgreSQL recomputes: at their schedule, or when somebody asks; written by difference (D13).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
 
 use super::engine::Engine;
 use super::prepare::Event;
 use super::requests::Request;
+use super::schedule::{Cadence, Due};
 use super::views::State;
+use crate::apply::guarded::{self, Deferred};
 use crate::apply::history::{self, Written};
 use crate::apply::owned::{self, Function};
 use crate::catalog::store::{self, StreamTableRow};
@@ -16,53 +20,22 @@ use crate::postgres::sessions::{Purpose, Target, error};
 /// How often a FULL stream table is recomputed without a schedule of its own.
 const CALCULATED: Duration = Duration::from_secs(60);
 
-/// Time until a FULL stream table is due again; `None`: only on request.
-pub fn period(schedule: &str) -> Option<Duration> {
-    match schedule.trim() {
-        "manual" => None,
-        "calculated" | "" => Some(CALCULATED),
-        text => match duration(text) {
-            Some(period) => Some(period.max(Duration::from_secs(1))),
-            None => Some(next_cron(text).unwrap_or(CALCULATED)),
-        },
-    }
-}
+/// And how often at most.
+const SHORTEST: Duration = Duration::from_secs(1);
 
-/// `5s`, `1h30m`, `2 days`.
-fn duration(text: &str) -> Option<Duration> {
-    let (mut seconds, mut number, mut rest) = (0u64, String::new(), text.trim());
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        number.clear();
-        number.push_str(&rest[..digits]);
-        rest = rest[digits..].trim_start();
-        let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
-        let unit = match &rest[..letters] {
-            "s" | "sec" | "secs" | "second" | "seconds" => 1,
-            "m" | "min" | "mins" | "minute" | "minutes" => 60,
-            "h" | "hr" | "hour" | "hours" => 3_600,
-            "d" | "day" | "days" => 86_400,
-            "w" | "week" | "weeks" => 604_800,
-            _ => return None,
-        };
-        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
-        rest = rest[letters..].trim_start();
-    }
-    (seconds > 0).then(|| Duration::from_secs(seconds))
-}
-
-fn next_cron(text: &str) -> Option<Duration> {
-    use std::str::FromStr;
-    let cron = croner::Cron::from_str(text).ok()?;
-    let now = chrono::Utc::now();
-    let next = cron.find_next_occurrence(&now, false).ok()?;
-    (next - now).to_std().ok()
+/// When a FULL stream table that was recomputed just now is due again.
+fn next_due(schedule: &str) -> Result<Due> {
+    Ok(match Cadence::parse(schedule)? {
+        Cadence::Continuous => Cadence::Every(CALCULATED).next(),
+        Cadence::Every(period) => Cadence::Every(period.max(SHORTEST)).next(),
+        other => other.next(),
+    })
 }
 
 impl Engine {
     /// A stream table is maintained by recomputation.
     pub fn becomes_full(&mut self, row: StreamTableRow) {
-        let due = Instant::now();
+        let due = Due::now();
         let name = row.qualified();
         if let Some(view) = self.views.0.get_mut(&row.view) {
             view.state = State::Full { due, running: false };
@@ -73,23 +46,24 @@ impl Engine {
     /// Starts what is due; one at a time.
     pub fn recompute_due(&mut self) {
         let busy = self.views.0.values().any(|v| matches!(v.state, State::Full { running: true, .. }));
-        let now = Instant::now();
         let next =
-            self.views.0.iter().find(|(_, v)| matches!(v.state, State::Full { due, .. } if due <= now));
+            self.views.0.iter().find(|(_, v)| matches!(v.state, State::Full { due, .. } if due.has_come()));
         let (false, Some(id)) = (busy, next.map(|(id, _)| *id)) else { return };
         let (target, events) = (self.options.target.clone(), self.events_sender.clone());
         let (pipeline, generation) = (self.options.pipeline.clone(), self.lease.generation);
         let requests = std::mem::take(self.watched.full_requests.entry(id).or_default());
         if let Some(view) = self.views.0.get_mut(&id) {
-            view.state = State::Full { due: now + Duration::from_secs(365 * 86_400), running: true };
+            view.state = State::Full { due: Due::Never, running: true };
         }
         let manual = !requests.is_empty();
+        let schedule = self.views.0.get(&id).map(|v| v.row.schedule.clone()).unwrap_or_default();
         super::spawn(async move {
-            let outcome = recompute(&target, id, &pipeline, generation, manual).await;
+            let outcome = recompute(&target, id, &pipeline, generation, (manual, &schedule)).await;
             let answer = super::repair::answer(&outcome);
             if let (false, Ok(client)) = (requests.is_empty(), target.connect(Purpose::Tool).await) {
                 for (request, role) in &requests {
-                    if let Err(e) = store::answer(&client, *request, &answer, role.as_deref()).await {
+                    if let Err(e) = store::answer_owner(&client, *request, id, &answer, role.as_deref()).await
+                    {
                         tracing::warn!(error = %e, "a refresh could not be answered");
                     }
                 }
@@ -105,13 +79,14 @@ impl Engine {
             return Ok(());
         }
         match outcome {
-            Ok(_) => {
-                let due = match period(&view.row.schedule) {
-                    Some(period) => Instant::now() + period,
-                    None => Instant::now() + Duration::from_secs(365 * 86_400),
-                };
+            Ok(written) => {
+                let name = view.row.qualified();
+                let rows = [written.inserted, written.updated, written.deleted];
+                self.options.counters.refreshed(&name, "FULL", true);
+                self.options.counters.rows(&name, rows);
+                let due = next_due(&view.row.schedule)?;
                 let asked = self.watched.full_requests.get(&id).is_some_and(|r| !r.is_empty());
-                view.state = State::Full { due: if asked { Instant::now() } else { due }, running: false };
+                view.state = State::Full { due: if asked { Due::now() } else { due }, running: false };
                 view.row.errors = 0;
                 Ok(())
             }
@@ -126,7 +101,7 @@ impl Engine {
         let Some(id) = request.pgt_id else { return };
         let request = (request.request, request.role.clone());
         match self.views.0.get_mut(&id).map(|v| &mut v.state) {
-            Some(State::Full { due, .. }) => *due = Instant::now(),
+            Some(State::Full { due, .. }) => *due = Due::now(),
             Some(State::Active(_) | State::Installing { .. } | State::Waiting(_)) => return,
             // Not decided yet: if it becomes FULL, its first recomputation answers.
             _ => {}
@@ -141,9 +116,9 @@ async fn recompute(
     view: ViewId,
     pipeline: &str,
     generation: i64,
-    manual: bool,
+    (manual, schedule): (bool, &str),
 ) -> Result<Written> {
-    let client = target.connect(Purpose::Tool).await?;
+    let client = target.connect_when_free(Purpose::Tool).await?;
     let initiated = if manual { "MANUAL" } else { "SCHEDULER" };
     let refresh = history::start(&client, view, "FULL", None, initiated).await?;
     let outcome = async {
@@ -153,8 +128,13 @@ async fn recompute(
         client.execute(ALONE, &[&view]).await.map_err(error)?;
         client.batch_execute("begin isolation level repeatable read").await.map_err(error)?;
         const FENCE: &str = "select from pgtrickle.pgt_pipelines where pipeline = $1 and generation = $2";
+        const OURS: &str = "select from pgtrickle.pgt_stream_tables
+            where pgt_id = $1 and pipeline = $2 and refresh_mode = 'FULL'";
         if client.query_opt(FENCE, &[&pipeline, &generation]).await.map_err(error)?.is_none() {
             return Err(Error::new(ErrorKind::LeaseHeld, "another sidecar has taken over this pipeline"));
+        }
+        if client.query_opt(OURS, &[&view, &pipeline]).await.map_err(error)?.is_none() {
+            return Err(Error::new(ErrorKind::Contention, "the stream table was moved to another pipeline or is maintained incrementally now"));
         }
         const SUSPENDED: &str =
             "select from pgtrickle.pgt_stream_tables where pgt_id = $1 and status = 'SUSPENDED'";
@@ -162,9 +142,17 @@ async fn recompute(
             return Err(Error::new(ErrorKind::Contention, "the stream table was suspended meanwhile"));
         }
         let call = owned::statement(&client, Function::Recompute, view).await?;
-        let row = client.query_one(&call, &[]).await.map_err(error)?;
+        let mut deferred = Deferred::of_session(&client).await?;
+        deferred.settle(&client).await?;
+        let row = client.query_typed_one(&call, &[]).await.map_err(error)?;
+        guarded::reset(&client).await?;
+        deferred.check(&client).await?;
         let [inserted, updated, deleted] = owned::counts(Function::Recompute, view, row.get(0))?;
-        store::recomputed(&client, view).await?;
+        // Never waits: whoever holds the row may wait for the query's view, which is locked here, and would be the one
+        // whom the server ends as deadlocked.
+        const FREE: &str = "select from pgtrickle.pgt_stream_tables where pgt_id = $1 for no key update nowait";
+        client.query_typed(FREE, &[(&view, Type::INT8)]).await.map_err(error)?;
+        store::recomputed(&client, view, next_due(schedule)?.moment()).await?;
         client.batch_execute("commit").await.map_err(error)?;
         Ok(Written { inserted, updated, deleted })
     }
@@ -178,18 +166,4 @@ async fn recompute(
         history::finish(&client, refresh, written, failure).await?;
     }
     outcome
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedules_are_durations_cron_or_words() {
-        assert_eq!(period("5s"), Some(Duration::from_secs(5)));
-        assert_eq!(period("1h30m"), Some(Duration::from_secs(5_400)));
-        assert_eq!(period("2 days"), Some(Duration::from_secs(172_800)));
-        assert_eq!(period("manual"), None);
-        assert!(period("*/5 * * * *").is_some_and(|p| p <= Duration::from_secs(300)));
-    }
 }

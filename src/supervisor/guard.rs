@@ -1,46 +1,53 @@
-//! The slot must never take the primary down (D15): retained WAL against thresholds, alerts, and giving the slot up.
-//!
-//! Invariant: one alert per cause and level; it is taken back when the cause is gone. What lies above a threshold is
-//! said again only after it was below four fifths of it.
+//! The slot must never take the primary down (D15): what it retains against the threshold, and giving it up where the
+//! policy says so. Telling about it is done by `observe::alerts`.
 
 use std::time::Duration;
 
-use serde_json::json;
-
-use super::diagnose;
 use super::engine::Engine;
+use super::{RunOptions, diagnose};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::sessions::error;
+use crate::postgres::sessions::{Purpose, error};
 use crate::recovery::CdcMode;
+use crate::replication::slot;
 
-/// Channel of alerts; the payload is a JSON object with the key `event`.
-pub const CHANNEL: &str = "pg_trickle_alert";
-/// Pause before a slot that was given up is made again, without the setting `slot_return_after`.
-const RETURN_AFTER: Duration = Duration::from_secs(600);
+/// How often the slot is looked at.
+pub(super) const LOOK: Duration = Duration::from_secs(2);
 
-/// How much WAL the slot holds back, in words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) enum Level {
-    #[default]
-    Fine,
-    Warning,
-    Critical,
+/// Guards the slot while nobody reads from it: the pipeline rests, or waits for the other processes of a cluster. Never
+/// ends. The server may be away; whoever waits for it says so.
+pub(super) async fn unattended(options: &RunOptions) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Err(e) = shed_unattended(options).await {
+            tracing::debug!(error = %e.for_logs(), "the slot could not be looked at");
+        }
+    }
 }
 
-/// The level of `retained` bytes, with hysteresis: a level is left downwards only below four fifths of its threshold.
-pub(super) fn level(retained: u64, warning: u64, critical: u64, before: Level) -> Level {
-    let above = |threshold: u64, held: bool| match held {
-        true => retained > threshold / 5 * 4,
-        false => retained > threshold,
+/// Drops the slot where the policy gives it up. The next start knows by the mark why it is not there.
+async fn shed_unattended(options: &RunOptions) -> Result<()> {
+    const SQL: &str = "select s.slot_name::text,
+            pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint
+        from pgtrickle.pgt_pipelines p join pg_catalog.pg_replication_slots s on s.slot_name = p.slot_name
+        where p.pipeline = $1 and p.delivery = 'slot' and not s.active and s.database = pg_catalog.current_database()
+          and not pg_catalog.pg_is_in_recovery() and pgtrickle._setting('slot_policy', $1) = 'shed'
+          and pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)
+            > pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $1)";
+    let client = options.target.connect(Purpose::Tool).await?;
+    let Some(row) = client.query_opt(SQL, &[&options.pipeline]).await.map_err(error)? else {
+        return Ok(());
     };
-    if above(critical, before == Level::Critical) {
-        Level::Critical
-    } else if above(warning, before >= Level::Warning) {
-        Level::Warning
-    } else {
-        Level::Fine
-    }
+    let (name, retained): (String, i64) = (row.get(0), row.get(1));
+    store::shed_slot(&client, &options.pipeline).await?;
+    slot::drop_ours(&client, &name).await?;
+    let retained_mb = retained >> 20;
+    tracing::warn!(
+        slot = name,
+        retained_mb,
+        "the slot retains too much WAL while nobody reads it, and is given up"
+    );
+    Ok(())
 }
 
 impl Engine {
@@ -56,39 +63,17 @@ impl Engine {
         }
         const SQL: &str =
             "select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint,
-                pgtrickle._setting('slot_lag_warning_threshold_mb', '100')::bigint * 1048576,
-                pgtrickle._setting('slot_lag_critical_threshold_mb', '1024')::bigint * 1048576,
-                pgtrickle._setting('slot_policy', 'alert')
+                pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $2),
+                pgtrickle._setting('slot_policy', $2)
             from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.restart_lsn is not null";
         let slot = self.lease.names.slot().to_owned();
-        let Some(row) = self.control.query_opt(SQL, &[&slot]).await.map_err(error)? else { return Ok(()) };
+        let Some(row) = self.control.query_opt(SQL, &[&slot, &self.options.pipeline]).await.map_err(error)?
+        else {
+            return Ok(());
+        };
         let size = |n: usize| row.get::<_, i64>(n).unsigned_abs();
-        let (retained, warning, critical) = (size(0), size(1), size(2));
-        let policy: String = row.get(3);
-        let before = self.watched.slot_level;
-        let now = level(retained, warning, critical, before);
-        let shed = now == Level::Critical && policy == "shed";
-        if now != before {
-            self.watched.slot_level = now;
-            let event = match now {
-                Level::Fine => "slot_lag_resolved",
-                Level::Warning => "slot_lag_warning",
-                Level::Critical => "slot_lag_critical",
-            };
-            let retained_mb = retained >> 20;
-            match now {
-                Level::Fine => {
-                    tracing::info!(slot = %slot, retained_mb, event, "the slot retains little WAL again")
-                }
-                _ => tracing::warn!(
-                    slot = %slot, retained_mb, event, policy = %policy,
-                    "the slot retains much WAL: a long transaction, a server that is too busy, or a sidecar that can't write"
-                ),
-            }
-            let payload = json!({"event": event, "pipeline": self.options.pipeline, "slot": slot,
-                "retained_bytes": retained, "warning_mb": warning >> 20, "critical_mb": critical >> 20});
-            alert(&self.control, &payload).await?;
-        }
+        let (retained, critical) = (size(0), size(1));
+        let shed = retained > critical && row.get::<_, &str>(2) == "shed";
         if shed {
             store::shed_slot(&self.control, &self.options.pipeline).await?;
             let context = format!("the slot retains {} MB of WAL and is given up", retained >> 20);
@@ -99,45 +84,9 @@ impl Engine {
 
     /// Whether a slot that was given up may be made again.
     pub(super) async fn may_return(&mut self) -> Result<bool> {
-        let seconds = RETURN_AFTER.as_secs();
-        let sql = format!(
-            "select coalesce(slot_shed_at < pg_catalog.clock_timestamp() - pgtrickle._setting_interval('slot_return_after', '{seconds} s'), true)
-             from pgtrickle.pgt_pipelines where pipeline = $1"
-        );
-        Ok(self.control.query_one(&sql, &[&self.options.pipeline]).await.map_err(error)?.get(0))
-    }
-}
-
-/// Tells whoever listens.
-pub(super) async fn alert(client: &tokio_postgres::Client, payload: &serde_json::Value) -> Result<()> {
-    client
-        .execute("select pg_catalog.pg_notify($1, $2)", &[&CHANNEL, &payload.to_string()])
-        .await
-        .map_err(error)?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_level_is_reached_once_and_left_with_a_margin() {
-        use Level::*;
-        let steps = [
-            (50, Fine),
-            (101, Warning),
-            (90, Warning),
-            (79, Fine),
-            (1100, Critical),
-            (900, Critical),
-            (700, Warning),
-            (10, Fine),
-        ];
-        let mut now = Fine;
-        for (retained, expected) in steps {
-            now = level(retained, 100, 1000, now);
-            assert_eq!(now, expected, "at {retained}");
-        }
+        const SQL: &str = "select coalesce(slot_shed_at < pg_catalog.clock_timestamp()
+                    - pgtrickle._setting_interval('slot_return_after', pipeline), true)
+             from pgtrickle.pgt_pipelines where pipeline = $1";
+        Ok(self.control.query_one(SQL, &[&self.options.pipeline]).await.map_err(error)?.get(0))
     }
 }

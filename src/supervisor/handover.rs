@@ -181,9 +181,9 @@ impl Engine {
         }
         // Strictly beyond everything that was polled: only the stream itself can pass it. Were it a position that a look
         // has reported, the filter would end before the stream has delivered what was polled, and it would come twice.
-        load::force_flush(&self.control, &self.options.pipeline).await?;
+        load::force_flush(&self.control).await?;
         let until = insert_position(&self.control).await?.max(self.received + 1);
-        load::force_flush(&self.control, &self.options.pipeline).await?;
+        load::force_flush(&self.control).await?;
         let ids: Vec<i64> = self.sources.triggered().into_iter().map(|(_, id)| id).collect();
         self.sources.hand_over(&cut, until, |layout| layout.captured_by = CapturedBy::Wal);
         (self.start, self.last_commit) = (ready.start, ready.start);
@@ -276,11 +276,12 @@ async fn slot_and_publication(
     sources.sort_unstable();
     let mut publishable = true;
     for spec in specs {
-        let wanted = super::obstacle::requested(client, spec.oid).await?;
+        let wanted = super::obstacle::requested(client, &options.pipeline, spec.oid).await?;
         publishable &= spec.triggers().is_none_or(|t| t.from_wal) && !wanted.iter().any(|m| m == "trigger");
+        publishable &= super::obstacle::unpublishable(client, &options.pipeline, spec.oid).await?.is_none();
     }
     if !publishable {
-        store::reset_frontier(client, &options.pipeline, start).await?;
+        diagnose::begin_at(client, &options.pipeline, start).await?;
         diagnose::deliver_by_slot(client, options, lease).await?;
         return Ok(Ready { session: None, start, sources, members: BTreeMap::new() });
     }

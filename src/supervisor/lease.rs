@@ -1,7 +1,11 @@
 //! One writer per pipeline (D14): a session advisory lock, and a generation number in every apply.
 
-use tokio_postgres::Client;
+use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::RunOptions;
 use crate::catalog::migrate;
 use crate::catalog::store::{self, Identity, PipelineRow};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +23,42 @@ pub struct Lease {
     pub generation: i64,
     /// What was stored before we took over.
     pub before: PipelineRow,
+}
+
+/// How often a spare tries. It does not queue for the lock: a statement that waits would hold VACUUM up.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// As [`acquire`]; a spare (`options.standby`) waits until whoever serves the pipeline has gone. `None`: `shutdown`.
+pub async fn wait(
+    control: &Client,
+    options: &RunOptions,
+    shutdown: &CancellationToken,
+    life: &mut super::Life,
+) -> Result<Option<Lease>> {
+    let mut waited: Option<Instant> = None;
+    loop {
+        let taken = acquire(control, &options.pipeline).await;
+        let error = match taken {
+            Err(e) if e.kind() == ErrorKind::LeaseHeld && options.standby => e,
+            taken => {
+                if let (Ok(_), Some(since)) = (&taken, waited) {
+                    let seconds = since.elapsed().as_secs();
+                    tracing::info!(seconds, "the pipeline is free: this spare takes over");
+                }
+                return taken.map(Some);
+            }
+        };
+        if waited.is_none() {
+            waited = Some(Instant::now());
+            // A server that goes away meanwhile is waited for, as by one that has served.
+            life.served = true;
+            tracing::info!(because = %error, "standing by");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = shutdown.cancelled() => return Ok(None),
+        }
+    }
 }
 
 /// Checks the server and takes the pipeline's lock on `control`. Nothing is written yet.
@@ -113,7 +153,7 @@ async fn held(control: &Client, pipeline: &str) -> Result<Error> {
         format!(" (pid {pid} from {})", address.unwrap_or_else(|| "a local socket".to_owned()))
     });
     Ok(Error::new(ErrorKind::LeaseHeld, format!("another sidecar serves the pipeline {pipeline}{who}"))
-        .with_hint("run one sidecar per pipeline, or wait: a second one takes over once the first has ended"))
+        .with_hint("run one sidecar per pipeline; with --standby a second one waits and takes over when the first has ended"))
 }
 
 fn hostname() -> String {

@@ -6,28 +6,33 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use tokio_postgres::Client;
 
-use super::prepare::{Candidate, Event, Job};
+use super::obstacle::triggered_because;
+use super::prepare::{Candidate, Event, Job, gone};
 use super::sources::Assigned;
 use crate::analyzer::{TreeSource, analyze};
 use crate::capture::fingerprint::{self, Fingerprints};
-use crate::capture::hydrate::{Boundary, Refusal, insert_position};
+use crate::capture::hydrate::{self, Boundary, Pace, Refusal, insert_position};
 use crate::capture::trigger::{self, Mode};
 use crate::capture::{SourceSpec, publication, writers};
-use crate::dataflow::{Command, InstanceId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
 
-/// Loads the fresh instances. Returns the sources that could not be read, with the reason.
+/// Loads the fresh instances. Returns the sources that could not be read, with the reason; `unconfirmed` gets the stream
+/// tables whose plans could not be confirmed. In `assigned` an instance is replaced by another when its load was given up
+/// for the sake of one that could not be read.
 pub(super) async fn load(
     job: &Job,
     client: &mut Client,
-    assigned: &[Assigned],
+    assigned: &mut [Assigned],
     candidates: &[Candidate],
+    unconfirmed: &mut BTreeMap<ViewId, Error>,
 ) -> Result<HashMap<u32, Error>> {
     let mut failed = HashMap::new();
-    let mut fresh: Vec<&Assigned> = assigned.iter().filter(|a| a.fresh).collect();
+    let mut fresh: Vec<Assigned> = assigned.iter().filter(|a| a.fresh).cloned().collect();
     let specs: Vec<SourceSpec> = assigned.iter().map(|a| a.spec.clone()).collect();
     let (by_triggers, by_wal): (Vec<SourceSpec>, Vec<SourceSpec>) =
         specs.into_iter().partition(|s| s.triggers().is_some());
@@ -39,8 +44,7 @@ pub(super) async fn load(
     if fresh.is_empty() {
         return Ok(failed);
     }
-    let held = |a: &Assigned| (a.spec.oid, a.spec.columns.iter().map(|c| c.attnum).collect::<Vec<i16>>());
-    let before = fingerprint::read(client, &fresh.iter().map(|a| held(a)).collect::<Vec<_>>()).await?;
+    let before = fingerprint::read(client, &fresh.iter().map(held).collect::<Vec<_>>()).await?;
     // What an open transaction wrote is decoded with the labels of that time (hazard A7), so it must have ended before
     // the snapshot where the text of a value can change without its row.
     let named = fresh.iter().filter(|a| a.spec.has_users_types()).map(|a| a.spec.oid);
@@ -48,16 +52,63 @@ pub(super) async fn load(
     let loaded: Vec<u32> = fresh.iter().map(|a| a.spec.oid).collect();
     failed.extend(writers::wait(client, &job.publication, &loaded, &named, job.patience()).await?);
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
+    let started = Instant::now();
+    let (boundary, total) = loop {
+        let Some(boundary) = open(job, client, &mut fresh, &mut failed).await? else { return Ok(failed) };
+        confirm(client, candidates, unconfirmed).await?;
+        let instances = fresh.iter().map(|a| a.instance).collect();
+        job.send(Event::Snapshot { instances, snapshot: boundary.snapshot.clone() })?;
+        match copy(job, client, &boundary, &fresh).await {
+            Ok(rows) => break (boundary, rows),
+            Err(Refusal { source: Some(oid), error }) => {
+                let name = fresh.iter().find(|a| a.spec.oid == oid).map(|a| a.spec.qualified());
+                tracing::warn!(source = name, error = %error.for_logs(), "a source can't be read; the others go on");
+                fresh.retain(|a| a.spec.oid != oid);
+                failed.insert(oid, error);
+            }
+            Err(Refusal { error, .. }) => return Err(error),
+        }
+        // Its transaction, and with it the snapshot of the others, is lost: they are read again.
+        drop(boundary);
+        fresh = renew(job, assigned, fresh).await?;
+    };
+    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(held).collect();
+    let before: Fingerprints =
+        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
+    let after = fingerprint::read(client, &held).await?;
+    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
+        return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
+    }
+    boundary.close().await?;
+    // A record after the snapshot: no look at change buffers that began before it can have reported this position.
+    force_flush(client).await?;
+    let until = insert_position(client).await?;
+    force_flush(client).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
+    let instances = fresh.iter().map(|a| a.instance).collect();
+    job.send(Event::Loaded { instances, until, fingerprints: before, shapes, members })?;
+    Ok(failed)
+}
+
+/// Relation and columns.
+fn held(assigned: &Assigned) -> (u32, Vec<i16>) {
+    (assigned.spec.oid, assigned.spec.columns.iter().map(|c| c.attnum).collect())
+}
+
+/// A boundary over all that can be locked; the others go from `fresh` to `failed`. `None`: nothing is left.
+async fn open(
+    job: &Job,
+    client: &Client,
+    fresh: &mut Vec<Assigned>,
+    failed: &mut HashMap<u32, Error>,
+) -> Result<Option<Boundary>> {
     let deadline = job.deadline();
-    let mut snapshot = None;
     while !fresh.is_empty() {
-        let session = job.target.connect(Purpose::Hydrate).await?;
+        let session = job.target.connect_when_free(Purpose::Hydrate).await?;
         let wanted: Vec<SourceSpec> = fresh.iter().map(|a| a.spec.clone()).collect();
         match Boundary::open(session, &wanted, deadline).await {
-            Ok(boundary) => {
-                snapshot = Some(boundary);
-                break;
-            }
+            Ok(boundary) => return Ok(Some(boundary)),
             // One source can't be locked or read: leave it out, go on with the others.
             Err(Refusal { source: Some(oid), error }) => {
                 let locked = error.kind() == ErrorKind::Contention;
@@ -68,33 +119,34 @@ pub(super) async fn load(
             Err(Refusal { error, .. }) => return Err(error),
         }
     }
-    let Some(boundary) = snapshot else { return Ok(failed) };
-    confirm(client, candidates).await?;
-    let instances: Vec<InstanceId> = fresh.iter().map(|a| a.instance).collect();
-    job.send(Event::Snapshot { instances: instances.clone(), snapshot: boundary.snapshot.clone() })?;
-    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(|a| held(a)).collect();
-    let before: Fingerprints =
-        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
-    let started = std::time::Instant::now();
+    Ok(None)
+}
+
+/// Reads all sources of the boundary. Returns the number of rows.
+async fn copy(job: &Job, client: &Client, boundary: &Boundary, fresh: &[Assigned]) -> Result<u64, Refusal> {
+    let mut pace = Pace::new(hydrate::rate(client, &job.capturing.pipeline).await?);
     let mut total = 0;
-    for source in &fresh {
+    for source in fresh {
         let instance = source.instance;
-        total +=
-            boundary.copy(&source.spec, |rows| job.loader.send(Command::Load { instance, rows })).await?;
+        total += boundary.copy(&source.spec, &mut pace, |rows| job.loader.load(instance, rows)).await?;
     }
-    let after = fingerprint::read(client, &held).await?;
-    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
-        return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
+    Ok(total)
+}
+
+/// New instances in the place of those whose load was given up, also in `assigned`.
+async fn renew(job: &Job, assigned: &mut [Assigned], given_up: Vec<Assigned>) -> Result<Vec<Assigned>> {
+    if given_up.is_empty() {
+        return Ok(given_up);
     }
-    boundary.close().await?;
-    // A record after the snapshot: no look at change buffers that began before it can have reported this position.
-    force_flush(client, &job.capturing.pipeline).await?;
-    let until = insert_position(client).await?;
-    force_flush(client, &job.capturing.pipeline).await?;
-    let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
-    job.send(Event::Loaded { instances, until, fingerprints: before, shapes, members })?;
-    Ok(failed)
+    let (reply, answer) = oneshot::channel();
+    job.send(Event::Renew { instances: given_up.iter().map(|a| a.instance).collect(), reply })?;
+    let renewed = answer.await.map_err(|_| gone())?;
+    for (old, new) in given_up.iter().zip(&renewed) {
+        for place in assigned.iter_mut().filter(|a| a.instance == old.instance) {
+            *place = new.clone();
+        }
+    }
+    Ok(renewed)
 }
 
 /// Lock modes that keep a source from being read, from getting triggers, and from joining a publication.
@@ -148,7 +200,7 @@ async fn install(
     job: &Job,
     client: &Client,
     specs: &[SourceSpec],
-    fresh: &[&Assigned],
+    fresh: &[Assigned],
     failed: &mut HashMap<u32, Error>,
 ) -> Result<BTreeMap<u32, i64>> {
     let mode = if job.capturing.polled { Mode::Buffer } else { Mode::Message };
@@ -192,21 +244,32 @@ async fn note(job: &Job, client: &Client, by_wal: &[SourceSpec], by_triggers: &[
     for id in trigger::source_ids(client, &job.capturing.pipeline, &oids).await? {
         trigger::note_capture(client, id, "wal", None).await?;
     }
-    let reason = job
-        .delivery_reason
-        .as_deref()
-        .unwrap_or("it has no usable replica identity, or triggers were asked for");
-    for triggered in by_triggers.iter().filter_map(SourceSpec::triggers) {
-        trigger::note_capture(client, triggered.source_id, "trigger", Some(reason)).await?;
+    for spec in by_triggers {
+        let Some(triggered) = spec.triggers() else { continue };
+        let reason = match &job.delivery_reason {
+            Some(reason) => reason.clone(),
+            None => triggered_because(client, &job.capturing.pipeline, spec.oid).await?,
+        };
+        trigger::note_capture(client, triggered.source_id, "trigger", Some(&reason)).await?;
     }
     Ok(())
 }
 
 /// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
-/// children, lost its key. Then everything is planned again.
-async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
+/// children, lost its key. Then everything is planned again. A stream table whose view somebody holds locked is left out.
+async fn confirm(
+    client: &mut Client,
+    candidates: &[Candidate],
+    unconfirmed: &mut BTreeMap<ViewId, Error>,
+) -> Result<()> {
     for candidate in candidates {
-        let analysis = analyze(client, TreeSource::View(candidate.view), &candidate.sources).await?;
+        let analysis = match analyze(client, TreeSource::View(candidate.view), &candidate.sources).await {
+            Err(e) if e.kind() == ErrorKind::Contention => {
+                unconfirmed.insert(candidate.row.view, e);
+                continue;
+            }
+            analysis => analysis?,
+        };
         if analysis.plan.ok().as_ref() != Some(&candidate.plan) {
             let name = candidate.row.qualified();
             return Err(Error::new(
@@ -219,10 +282,10 @@ async fn confirm(client: &mut Client, candidates: &[Candidate]) -> Result<()> {
 }
 
 /// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).
-pub async fn force_flush(client: &Client, pipeline: &str) -> Result<()> {
+pub async fn force_flush(client: &Client) -> Result<()> {
+    // No row is written: an apply that waits for a lock holds that of the pipeline, and whoever waited for it would give
+    // up everything in memory. The prefix is not ours, so every reader of the stream passes the message over.
     const SQL: &str =
-        "update pgtrickle.pgt_pipelines set heartbeat_at = pg_catalog.clock_timestamp() where pipeline = $1";
-    client.batch_execute("set synchronous_commit = on").await.map_err(error)?;
-    client.execute(SQL, &[&pipeline]).await.map_err(error)?;
-    Ok(())
+        "set synchronous_commit = on; select pg_catalog.pg_logical_emit_message(true, 'flush', '')";
+    client.batch_execute(SQL).await.map_err(error)
 }

@@ -5,24 +5,34 @@
 
 mod detach;
 mod diagnose;
+mod drain;
 mod engine;
 mod feed;
 mod full;
 mod guard;
 mod handover;
+mod hierarchy;
+mod kept;
 mod lease;
+mod leaving;
 mod load;
+mod moved;
 mod obstacle;
+mod parts;
 mod polling;
 mod prepare;
+mod recursion;
 mod repair;
 mod requests;
 mod resume;
 mod rights;
+mod schedule;
 mod shape;
 mod sources;
 mod start;
+mod state;
 mod stream;
+mod trace;
 mod validity;
 mod views;
 mod watch;
@@ -35,23 +45,36 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::catalog::alerts::{self, Change};
 use crate::error::{Directive, Error, ErrorKind, Result};
-use crate::observe::Observed;
+use crate::observe::{Counters, Observed, Positions, Reconnect};
 use crate::postgres::sessions::Target;
+
 use crate::recovery::CdcMode;
+pub use trace::TARGET as TRACES;
 
 /// What a sidecar needs to know.
 #[derive(Clone)]
 pub struct RunOptions {
     pub target: Target,
     pub pipeline: String,
+    /// Wait while another sidecar serves the pipeline, instead of ending.
+    pub standby: bool,
     pub workers: usize,
     /// Bytes that rows and operator state may take.
     pub memory_limit: u64,
     /// `None`: as the database's settings say.
     pub cdc_mode: Option<CdcMode>,
+    /// How PostgreSQL may compute expressions.
+    pub evaluation: crate::evaluate::Limits,
+    /// The other processes that hold shards of the state; this is process 0.
+    pub cluster: Option<crate::cluster::Settings>,
     /// Where looks at the pipeline are put for those who watch it.
     pub observed: Option<Arc<Observed>>,
+    /// How far the engine has come, for those who watch it.
+    pub positions: Arc<Positions>,
+    /// What the engine counts for those who watch it.
+    pub counters: Counters,
 }
 
 /// How long a run must last to count as a success that resets the backoff.
@@ -65,11 +88,16 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LONGEST: Duration = Duration::from_secs(15);
 
 /// Serves the pipeline until `shutdown`. Returns early only with an error that an operator has to act on.
-pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(mut options: RunOptions, shutdown: CancellationToken) -> Result<()> {
     let watching = shutdown.child_token();
     let _watching = watching.clone().drop_guard();
     if let Some(observed) = options.observed.clone() {
-        tokio::spawn(observed.follow(options.target.clone(), options.pipeline.clone(), watching));
+        // Each pipeline has its own, also where one process serves many.
+        options.positions = Arc::default();
+        let database = options.target.config().get_dbname().unwrap_or_default();
+        options.counters = observed.counters(database, &options.pipeline);
+        let (target, positions) = (options.target.clone(), options.positions.clone());
+        tokio::spawn(observed.follow(target, options.pipeline.clone(), positions, watching));
     }
     let mut pause = Duration::from_millis(100);
     let mut reason = "the sidecar started".to_owned();
@@ -79,17 +107,26 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
     loop {
         let started = tokio::time::Instant::now();
         let distrust = refusals >= DISTRUST;
-        let error = match start::serve(&options, &reason, distrust, &shutdown, &mut life).await {
+        let served = start::serve(&options, &reason, distrust, &shutdown, &mut life).await;
+        options.counters.lease(false);
+        let error = match served {
             Ok(start::End::Stopped) => return Ok(()),
-            Ok(start::End::Detached) => {
-                if !detach::wait_attached(&options.target, &options.pipeline, &shutdown).await {
+            Ok(start::End::Left(absence)) => {
+                if !detach::wait_back(&options.target, &options.pipeline, absence, &shutdown).await {
                     return Ok(());
                 }
-                reason = "the pipeline was attached again".to_owned();
+                reason = match absence {
+                    detach::Absence::Detached => "the pipeline was attached again".to_owned(),
+                    detach::Absence::Paused => "the pause is over".to_owned(),
+                };
                 continue;
             }
             Err(error) => error,
         };
+        if shutdown.is_cancelled() {
+            tracing::warn!(error = %error.for_logs(), "stopped by an error during the drain; the next start goes on");
+            return Ok(());
+        }
         if started.elapsed() > STABLE {
             pause = Duration::from_millis(100);
         }
@@ -100,14 +137,16 @@ pub async fn run(options: RunOptions, shutdown: CancellationToken) -> Result<()>
         let took = Duration::from_millis(life.loading.swap(0, Ordering::Relaxed));
         let wait = pause.max(rest_after(&mut loads, tokio::time::Instant::now(), took));
         let again_in_ms = wait.as_millis() as u64;
-        tracing::warn!(error = %error, hint = error.hint(), again_in_ms, "starting again");
+        tracing::warn!(error = %error.for_logs(), hint = error.hint(), again_in_ms, "starting again");
         if wait > pause {
             tell_rest(&options, wait).await;
         }
+        options.counters.reconnect(Reconnect::Restarted);
         reason = error.to_string();
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = shutdown.cancelled() => return Ok(()),
+            never = guard::unattended(&options) => match never {},
         }
         pause = (pause * 2).min(LONGEST);
     }
@@ -147,11 +186,21 @@ async fn tell_rest(options: &RunOptions, wait: Duration) {
         event = "hydration_limited",
         "the sources were read more than {FREE_LOADS} times within an hour: resting before they are read again"
     );
-    let payload =
-        serde_json::json!({"event": "hydration_limited", "pipeline": options.pipeline, "seconds": seconds});
+    let change = Change {
+        open: true,
+        cause: "hydration_limited".to_owned(),
+        subject: String::new(),
+        event: "hydration_limited".to_owned(),
+        severity: "warning".to_owned(),
+        message: format!(
+            "the sources were read more than {FREE_LOADS} times within an hour: resting for {seconds} s"
+        ),
+        details: serde_json::json!({ "seconds": seconds }),
+        expires_in: Some(seconds),
+    };
     let told = async {
         let client = options.target.connect(crate::postgres::sessions::Purpose::Tool).await?;
-        guard::alert(&client, &payload).await
+        alerts::tell(&client, &options.pipeline, &[change]).await
     };
     if let Err(e) = told.await {
         tracing::debug!(error = %e, "nobody could be alerted");
@@ -172,11 +221,13 @@ fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> t
 /// `Some` if the run ends (with the error inside, or the one at hand); `None`: start again.
 ///
 /// Before it has served for the first time a wrong setup or address is reported at once. Later a server that is away, a
-/// password that is changed or a right that was taken comes back; only what needs another binary or other options ends
+/// password that is changed, a right that was taken or a database that was renamed comes back; only what needs another binary or other options ends
 /// the run.
 fn verdict(error: &Error, served: bool) -> Option<Option<Error>> {
     match (error.kind().directive(), error.kind()) {
         (_, ErrorKind::Connection) if !served => Some(None),
+        // A database that is renamed, or being replaced by a restore: its name comes back.
+        (_, ErrorKind::Config) if served && error.sqlstate() == Some("3D000") => None,
         (Directive::Stop, ErrorKind::Config | ErrorKind::SchemaVersion) => Some(None),
         (Directive::Stop, _) if !served => Some(None),
         _ => None,
@@ -209,6 +260,8 @@ mod tests {
         for kind in [Config, SchemaVersion] {
             assert!(ends(kind, false) && ends(kind, true), "{kind:?}");
         }
+        let missing = Error::new(Config, "database \"app\" does not exist").with_sqlstate("3D000");
+        assert!(verdict(&missing, false).is_some() && verdict(&missing, true).is_none());
         for kind in [Identity, Protocol, Internal, Contention] {
             assert!(!ends(kind, false) && !ends(kind, true), "{kind:?}");
         }

@@ -56,9 +56,18 @@ async fn captured(
     for used in &plan.sources {
         let relation = analysis.relations.iter().find(|r| r.oid == used.source);
         let relation = relation.ok_or_else(|| Error::internal("a source of the plan was not analysed"))?;
-        let from_wal = SourceSpec::new(relation, &used.attributes);
-        let requested = requested(client, relation.oid).await?;
+        let mut from_wal = SourceSpec::new(relation, &used.attributes);
+        let requested = requested(client, &capturing.pipeline, relation.oid).await?;
         let wanted = capturing.polled || requested.iter().any(|m| m == "trigger");
+        if from_wal.is_ok()
+            && !wanted
+            && let Some(reason) = unpublishable(client, &capturing.pipeline, relation.oid).await?
+        {
+            let name = format!("{}.{}", relation.schema, relation.name);
+            let hint = "make that role a member of its owner, or let a superuser install pgtrickle";
+            from_wal =
+                Err(Error::unsupported(format!("{name} can't be published: {reason}")).with_hint(hint));
+        }
         let spec = match from_wal {
             Ok(spec) if !wanted => spec,
             Err(e) if e.kind() != ErrorKind::Unsupported => return Err(e),
@@ -77,12 +86,27 @@ async fn captured(
     Ok(specs)
 }
 
-/// Capture modes that stream tables over a source ask for.
-pub async fn requested(client: &Client, source: u32) -> Result<Vec<String>> {
+/// Why the WAL can't be had for a source although its rows could be told apart; `None`: it may be published.
+pub async fn unpublishable(client: &Client, pipeline: &str, source: u32) -> Result<Option<String>> {
+    const SQL: &str = "select pgtrickle._publish_obstacle($1::pg_catalog.oid::pg_catalog.regclass, $2)";
+    Ok(client.query_one(SQL, &[&source, &pipeline]).await.map_err(error)?.get(0))
+}
+
+/// Why a source is captured by triggers although changes come from the WAL.
+pub async fn triggered_because(client: &Client, pipeline: &str, source: u32) -> Result<String> {
+    if requested(client, pipeline, source).await?.iter().any(|m| m == "trigger") {
+        return Ok("triggers were asked for".to_owned());
+    }
+    let reason = unpublishable(client, pipeline, source).await?;
+    Ok(reason.unwrap_or_else(|| "it has no usable replica identity".to_owned()))
+}
+
+/// Capture modes that a pipeline's stream tables over a source ask for.
+pub async fn requested(client: &Client, pipeline: &str, source: u32) -> Result<Vec<String>> {
     const SQL: &str = "select distinct s.requested_cdc_mode from pgtrickle.pgt_dependencies d
         join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
-        where d.source::pg_catalog.oid = $1 and s.requested_cdc_mode is not null";
-    Ok(client.query(SQL, &[&source]).await.map_err(error)?.iter().map(|r| r.get(0)).collect())
+        where d.source::pg_catalog.oid = $1 and s.pipeline = $2 and s.requested_cdc_mode is not null";
+    Ok(client.query(SQL, &[&source, &pipeline]).await.map_err(error)?.iter().map(|r| r.get(0)).collect())
 }
 
 /// Neither the WAL nor triggers.

@@ -17,7 +17,7 @@ impl Engine {
         let limit = self.input_limit();
         let room = self.queue_bytes < limit && self.sources.held_bytes() < limit;
         match &self.stream {
-            Stream::Slot(_) => (self.settled || self.registered) && room,
+            Stream::Slot(_) => (self.settled || self.registered) && room && !self.parts_are_behind(),
             // Before the stream tables of a start have joined nothing is written, so nothing can be consumed: the
             // buffers are read once everything is loaded.
             Stream::Poll(polling) => {
@@ -29,7 +29,7 @@ impl Engine {
         }
     }
 
-    fn input_limit(&self) -> usize {
+    pub(super) fn input_limit(&self) -> usize {
         usize::try_from(self.options.memory_limit / 8).unwrap_or(usize::MAX)
     }
 

@@ -13,6 +13,7 @@ use tokio_postgres::Client;
 
 use super::load::{READERS, load};
 use super::obstacle::{self, Capturing};
+use super::schedule::Cadence;
 use super::sources::Assigned;
 use super::{rights, validity};
 use crate::analyzer::facts::StreamTable;
@@ -25,6 +26,7 @@ use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Bindings, InstanceId, Loader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
+use crate::plan::explain::operators;
 use crate::plan::{Plan, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::TypeClass;
@@ -39,6 +41,11 @@ pub enum Event {
     /// Wants instances; answered when everything received before has been applied.
     Register {
         specs: Vec<SourceSpec>,
+        reply: oneshot::Sender<Vec<Assigned>>,
+    },
+    /// Wants others in the place of instances whose load was given up; answered at once.
+    Renew {
+        instances: Vec<InstanceId>,
         reply: oneshot::Sender<Vec<Assigned>>,
     },
     Snapshot {
@@ -83,8 +90,13 @@ pub struct Prepared {
     pub form: TableForm,
     pub stored: Bag,
     pub refresh: Option<i64>,
+    /// Lines of the plan.
+    pub operators: Vec<String>,
     /// What the plan was made from, see [`validity`].
     pub validity: Option<String>,
+    pub cadence: Cadence,
+    /// Storage tables of stream tables that the plan reads as they are stored.
+    pub gates: Vec<u32>,
 }
 
 /// What a preparation works on.
@@ -109,8 +121,11 @@ pub(super) struct Candidate {
     pub row: StreamTableRow,
     pub plan: Plan,
     specs: Vec<SourceSpec>,
+    operators: Vec<String>,
     form: TableForm,
     validity: Option<String>,
+    cadence: Cadence,
+    gates: Vec<u32>,
     /// The view and the stream tables that its plan was made with.
     pub view: u32,
     pub sources: HashMap<u32, StreamTable>,
@@ -123,50 +138,73 @@ pub async fn run(job: Job) {
     let _ = job.events.send(Event::Done(outcome));
 }
 
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::internal("the pipeline ended during a preparation")
 }
 
 async fn prepare(job: &Job) -> Result<()> {
-    let mut client = job.target.connect(Purpose::Analyze).await?;
-    let mut candidates = Vec::new();
-    let mut incremental = job.incremental.clone();
+    let mut client = job.target.connect_when_free(Purpose::Analyze).await?;
+    let mut candidates: Vec<Candidate> = Vec::new();
+    // A stream table that reads one that is left out would wait for it, and with it a start.
+    let mut left_out: BTreeMap<ViewId, Error> = BTreeMap::new();
+    let mut incremental: BTreeSet<ViewId> = job.incremental.iter().copied().collect();
     client.batch_execute("set lock_timeout = '1s'").await.map_err(error)?;
     let deadline = job.deadline();
-    for row in &job.rows {
-        let mut planned = plan_row(job, &mut client, row, &incremental).await;
-        // The application changes a source just now.
-        while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention) && Instant::now() < deadline
-        {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            planned = plan_row(job, &mut client, row, &incremental).await;
-        }
-        match planned {
-            Ok(Some(candidate)) => {
-                incremental.push(row.view);
-                candidates.push(candidate);
+    let mut rows: Vec<StreamTableRow> = job.rows.clone();
+    while !rows.is_empty() {
+        for row in std::mem::take(&mut rows) {
+            let mut planned = plan_row(job, &mut client, &row, &incremental).await;
+            // The application changes a source just now.
+            while planned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention)
+                && Instant::now() < deadline
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                planned = plan_row(job, &mut client, &row, &incremental).await;
             }
-            Ok(None) => {}
-            Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
-            Err(mut error) => {
-                if error.kind() == ErrorKind::Contention {
-                    // The analysis knows only that it waited, not for whom.
-                    error = writers::locked_source(&client, row.view, READERS).await?.unwrap_or(error);
+            match planned {
+                Ok(Some(candidate)) => {
+                    incremental.insert(row.view);
+                    candidates.push(candidate);
                 }
-                job.send(Event::Failed { row: row.clone(), error })?;
+                Ok(None) => drop(left_out.insert(row.view, now_full(&row))),
+                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                Err(mut error) => {
+                    if error.kind() == ErrorKind::Contention {
+                        // The analysis knows only that it waited, not for whom.
+                        error = writers::locked_source(&client, row.view, READERS).await?.unwrap_or(error);
+                    }
+                    left_out.insert(row.view, again(&error));
+                    job.send(Event::Failed { row, error })?;
+                }
             }
         }
+        // What was planned before its upstream was, is planned again: the dataflow goes through it.
+        let opened = |c: &Candidate| {
+            let through = |r: &StreamTableRow| {
+                r.relation.is_some_and(|oid| c.gates.contains(&oid))
+                    && candidates.iter().any(|u| u.row.view == r.view && u.cadence.flows_into(&c.cadence))
+            };
+            job.all.iter().any(through)
+        };
+        let again: Vec<ViewId> = candidates.iter().filter(|c| opened(c)).map(|c| c.row.view).collect();
+        candidates.retain(|c| {
+            !again.contains(&c.row.view) || {
+                rows.push(c.row.clone());
+                false
+            }
+        });
     }
     if candidates.is_empty() {
         return Ok(());
     }
-    let assigned = register(job, &candidates).await?;
-    let failed = load(job, &mut client, &assigned, &candidates).await?;
-    // A stream table that reads one that is left out would wait for it, and with it a start.
-    let mut left_out: BTreeMap<ViewId, Error> = BTreeMap::new();
+    let candidates = in_order(candidates);
+    let mut assigned = register(job, &candidates).await?;
+    let mut unconfirmed = BTreeMap::new();
+    let failed = load(job, &mut client, &mut assigned, &candidates, &mut unconfirmed).await?;
     for candidate in candidates {
         let view = candidate.row.view;
         let lost = candidate.specs.iter().find_map(|s| failed.get(&s.oid));
+        let lost = lost.or_else(|| unconfirmed.get(&view));
         let lost = lost.or_else(|| candidate.plan.upstreams.iter().find_map(|u| left_out.get(u)));
         let lost = match lost {
             Some(e) => {
@@ -178,6 +216,23 @@ async fn prepare(job: &Job) -> Result<()> {
         left_out.extend(lost.map(|e| (view, e)));
     }
     Ok(())
+}
+
+/// What is read through the dataflow comes before what reads it.
+fn in_order(mut left: Vec<Candidate>) -> Vec<Candidate> {
+    let mut ordered: Vec<Candidate> = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waits = |c: &Candidate| c.plan.upstreams.iter().any(|u| left.iter().any(|l| l.row.view == *u));
+        // There are no circles; if there were one, any order would do.
+        let next = left.iter().position(|c| !waits(c)).unwrap_or(0);
+        ordered.push(left.remove(next));
+    }
+    ordered
+}
+
+/// A plan that was made a moment ago went through it.
+fn now_full(row: &StreamTableRow) -> Error {
+    Error::new(ErrorKind::Contention, format!("{} is recomputed from now on", row.qualified()))
 }
 
 /// The same error for another stream table.
@@ -197,7 +252,7 @@ async fn plan_row(
     job: &Job,
     client: &mut Client,
     row: &StreamTableRow,
-    incremental: &[ViewId],
+    incremental: &BTreeSet<ViewId>,
 ) -> Result<Option<Candidate>> {
     if row.relation.is_none() {
         return Err(Error::new(ErrorKind::Query, "the storage table was dropped")
@@ -209,12 +264,24 @@ async fn plan_row(
             .with_sqlstate("42P01")
             .with_hint("a source was dropped with CASCADE: drop the stream table or give it a new query"));
     };
-    if let Some((_, lost)) = rights::lost(client, &job.capturing.pipeline, Some(row.view)).await?.pop() {
+    let meant = Some((row.view, view));
+    let validity = validity::read(client, &job.capturing.pipeline, meant).await?.remove(&row.view);
+    if let Some((_, lost)) = rights::lost(client, &job.capturing.pipeline, meant).await?.pop() {
         return Err(lost);
     }
-    let validity = validity::read(client, &job.capturing.pipeline, Some(row.view)).await?.remove(&row.view);
-    let sources = store::as_sources(&job.all, |r| incremental.contains(&r.view));
+    let cadence = Cadence::parse(&row.schedule)?;
+    let flows = |upstream: &StreamTableRow| {
+        incremental.contains(&upstream.view)
+            && Cadence::parse(&upstream.schedule).is_ok_and(|c| c.flows_into(&cadence))
+    };
+    let mut sources = store::as_sources(&job.all, flows);
+    // One that was moved away since counts as another pipeline's.
+    sources.extend(store::foreign_stream_tables(client, &job.capturing.pipeline).await?);
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
+    // The rights were those for the query that was analysed: its owner did not exchange it in between.
+    if validity::read(client, &job.capturing.pipeline, meant).await?.remove(&row.view) != validity {
+        return Err(Error::new(ErrorKind::Contention, "the query was changed while it was planned"));
+    }
     store::set_dependencies(client, row.view, &dependencies(&analysis)).await?;
     let plan = match (&analysis.plan, row.requested_mode.as_str()) {
         (_, "FULL") => {
@@ -249,7 +316,11 @@ async fn plan_row(
     };
     store::decide(client, row.view, "DIFFERENTIAL", None).await?;
     let form = form(row, &plan)?;
-    Ok(Some(Candidate { row: row.clone(), specs, form, plan, validity, view, sources }))
+    let is_gate = |oid: &u32| sources.get(oid).is_some_and(|s| !s.incremental);
+    let gates = specs.iter().map(|s| s.oid).filter(is_gate).collect();
+    let operators = operators(&plan, &analysis.names());
+    let row = row.clone();
+    Ok(Some(Candidate { row, specs, operators, form, plan, validity, cadence, gates, view, sources }))
 }
 
 fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {
@@ -318,7 +389,7 @@ async fn ready(
     candidate: Candidate,
     assigned: &[Assigned],
 ) -> Result<Option<Error>> {
-    let Candidate { row, plan, specs, form, validity, .. } = candidate;
+    let Candidate { row, plan, specs, operators, form, validity, cadence, gates, .. } = candidate;
     let bindings: Bindings = specs
         .iter()
         .filter_map(|s| assigned.iter().find(|a| a.spec.oid == s.oid))
@@ -329,9 +400,12 @@ async fn ready(
     let refresh = history::start(client, row.view, action, Some(&job.reason), initiated).await?;
     let columns: Vec<(String, TypeClass)> =
         plan.columns.iter().map(|c| (c.name.clone(), c.ty.class)).collect();
-    match read_stored(client, &row.schema, &row.name, &columns).await {
+    // Dropped meanwhile: no relation has this number.
+    let relation = row.relation.unwrap_or_default();
+    match read_stored(client, relation, &row.schema, &row.name, &columns).await {
         Ok(stored) => {
-            let prepared = Prepared { row, plan, bindings, form, stored, refresh, validity };
+            let prepared =
+                Prepared { row, plan, bindings, form, stored, refresh, operators, validity, cadence, gates };
             job.send(Event::Ready(Box::new(prepared)))?;
             Ok(None)
         }

@@ -90,9 +90,9 @@ impl Engine {
         let target = self.options.target.clone();
         super::spawn(async move {
             let told = async {
-                let client = target.connect(Purpose::Tool).await?;
+                let client = target.connect_when_free(Purpose::Tool).await?;
                 for (request, role) in &waiting {
-                    store::answer(&client, *request, &content, role.as_deref()).await?;
+                    store::answer_owner(&client, *request, id, &content, role.as_deref()).await?;
                 }
                 Ok::<(), Error>(())
             };
@@ -105,10 +105,10 @@ impl Engine {
 
     /// Stores the failures that could not be stored before, of stream tables that are still out.
     pub async fn save_failures(&mut self) -> Result<()> {
-        for (id, (status, e, frontier)) in std::mem::take(&mut self.watched.unsaved) {
+        for (id, (status, e, complete)) in std::mem::take(&mut self.watched.unsaved) {
             let out = self.views.0.get(&id).is_some_and(|v| matches!(v.state, State::Failed { .. }));
-            if out && store::fail(&self.control, id, status, &e, frontier).await? == Noted::Locked {
-                self.watched.unsaved.insert(id, (status, e, frontier));
+            if out && store::fail(&self.control, id, status, &e, complete).await? == Noted::Locked {
+                self.watched.unsaved.insert(id, (status, e, complete));
             }
         }
         Ok(())

@@ -28,6 +28,9 @@ pub const PREFIX: &[u8] = b"pgtrickle";
 pub struct Request {
     pub request: i64,
     pub kind: String,
+    /// Whom it is for: every sidecar of the database receives it.
+    #[serde(default)]
+    pub pipeline: Option<String>,
     #[serde(default)]
     pub role: Option<String>,
     #[serde(default)]

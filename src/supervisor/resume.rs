@@ -13,6 +13,7 @@ use super::stream::Stream;
 use super::views::State;
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Reconnect;
 use crate::recovery::{Action, CdcMode, Diagnosis, decide};
 
 /// How long the loop may be held up; then everything starts anew.
@@ -29,7 +30,10 @@ impl Engine {
         let mut pause = Duration::from_millis(20);
         loop {
             match self.try_to_resume().await {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    self.options.counters.reconnect(Reconnect::Resumed);
+                    return Ok(());
+                }
                 // Another diagnosis, or the server is going down: the next start sees to it.
                 Ok(false) => return Err(cause),
                 Err(e) if tokio::time::Instant::now() > deadline || e.kind() != ErrorKind::Connection => {
@@ -45,7 +49,9 @@ impl Engine {
     /// No load and no handover is under way, and what is installed has been applied.
     fn is_at_rest(&self) -> bool {
         let moving = |s: &State| matches!(s, State::Preparing | State::Waiting(_) | State::Installing { .. });
-        self.settled && self.preparing.is_none() && !self.views.0.values().any(|v| moving(&v.state))
+        // A part of a transaction that is in the dataflow already would come a second time.
+        let whole = !self.assembler.is_in_parts();
+        self.settled && whole && self.preparing.is_none() && !self.views.0.values().any(|v| moving(&v.state))
     }
 
     /// `Err(Connection)`: not yet. False: not at all.
@@ -58,7 +64,8 @@ impl Engine {
         if lease.before.generation != self.lease.generation {
             return Ok(false);
         }
-        let observation = diagnose::observe(&self.control, &lease, CdcMode::Auto).await?;
+        let observation =
+            diagnose::observe(&self.control, &self.options.pipeline, &lease, CdcMode::Auto).await?;
         let rule = decide(&observation);
         if rule.diagnosis == Diagnosis::SlotActive {
             return Err(Error::new(ErrorKind::Connection, "the old walsender has not ended yet"));

@@ -15,17 +15,21 @@ use crate::postgres::sessions::error;
 /// `pg_depend` holds the columns that a view names; only a view that names none (`count(*)`) depends on the table alone.
 const LOST: &str = "
 with recursive needed (pgt_id, owner, reader, rel, att) as (
-    select s.pgt_id, r.oid, r.oid, d.refobjid, d.refobjsubid
-      from pgtrickle.pgt_stream_tables s
-      join pg_catalog.pg_roles r on r.rolname = s.owner
-      join pg_catalog.pg_rewrite w on w.ev_class = s.query_view
+    select s.pgt_id, s.owner, s.owner, d.refobjid, d.refobjsubid
+      from (select t.pgt_id, r.oid as owner, t.query_view::pg_catalog.oid as view from pgtrickle.pgt_stream_tables t
+              join pg_catalog.pg_roles r on r.rolname = t.owner
+             where $2::int8 is null and t.pipeline = $1 and t.status <> 'SUSPENDED'
+            union all
+            select $2, v.relowner, v.oid from pg_catalog.pg_class v where v.oid = $3) s
+      join pg_catalog.pg_rewrite w on w.ev_class = s.view
       join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> w.ev_class
-     where s.pipeline = $1 and s.pgt_id = coalesce($2, s.pgt_id) and s.status <> 'SUSPENDED'
     union
     select n.pgt_id, n.owner,
-           case when 'true' = any (select lower(o.option_value) from pg_catalog.pg_options_to_table(v.reloptions) o
-                                    where o.option_name = 'security_invoker') then n.owner else v.relowner end,
+           -- Stored as it was written: true, on, yes, 1.
+           case when exists (select from pg_catalog.pg_options_to_table(v.reloptions) o
+                              where o.option_name = 'security_invoker' and o.option_value::pg_catalog.bool)
+                then n.owner else v.relowner end,
            d.refobjid, d.refobjsubid
       from needed n
       join pg_catalog.pg_class v on v.oid = n.rel and v.relkind = 'v'
@@ -33,22 +37,31 @@ with recursive needed (pgt_id, owner, reader, rel, att) as (
       join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> v.oid)
 select distinct on (n.pgt_id) n.pgt_id, pg_catalog.pg_get_userbyid(n.reader)::text, s.nspname::text, c.relname::text,
-       a.attname::text
+       a.attname::text, l.lost
   from needed n
   join pg_catalog.pg_class c on c.oid = n.rel and c.relkind in ('r', 'p', 'v', 'm', 'f')
   join pg_catalog.pg_namespace s on s.oid = c.relnamespace
   left join pg_catalog.pg_attribute a on a.attrelid = n.rel and a.attnum = n.att and n.att > 0
- where not case when n.att = 0 then pg_catalog.has_any_column_privilege(n.reader, n.rel, 'SELECT')
-                else pg_catalog.has_column_privilege(n.reader, n.rel, n.att::pg_catalog.int2, 'SELECT') end
- order by n.pgt_id, n.rel, n.att";
+ cross join lateral (select not case when n.att = 0 then pg_catalog.has_any_column_privilege(n.reader, n.rel, 'SELECT')
+                else pg_catalog.has_column_privilege(n.reader, n.rel, n.att::pg_catalog.int2, 'SELECT') end as lost) l
+ where l.lost or c.relrowsecurity and pgtrickle._row_security() = 'refuse'
+ order by n.pgt_id, l.lost desc, n.rel, n.att";
+
+/// One stream table, and the view that will be analysed. The owner may write his row of the catalog at any moment, so
+/// nothing about it is taken from there: neither which view is meant nor whether it is suspended.
+pub type Meant = (ViewId, u32);
 
 /// Stream tables (one, or all of the pipeline that are not suspended) whose sources must not be read any more on
-/// behalf of their owner, with what to tell about it: kind `Query`, SQLSTATE 42501.
-pub async fn lost(client: &Client, pipeline: &str, only: Option<ViewId>) -> Result<Vec<(ViewId, Error)>> {
-    let rows = client.query(LOST, &[&pipeline, &only]).await.map_err(error)?;
+/// behalf of their owner, or not without policies that readers would escape, with what to tell about it: kind `Query`, SQLSTATE 42501.
+pub async fn lost(client: &Client, pipeline: &str, only: Option<Meant>) -> Result<Vec<(ViewId, Error)>> {
+    let (only, view) = only.unzip();
+    let rows = client.query(LOST, &[&pipeline, &only, &view]).await.map_err(error)?;
     let told = rows.iter().map(|row| {
         let (reader, schema, name): (String, String, String) = (row.get(1), row.get(2), row.get(3));
         let relation = format!("{}.{}", quote_if_needed(&schema), quote_if_needed(&name));
+        if !row.get::<_, bool>(5) {
+            return (row.get(0), secured(&relation));
+        }
         let what = match row.get::<_, Option<String>>(4) {
             Some(column) => format!("column {} of {relation}", quote_if_needed(&column)),
             None => relation.clone(),
@@ -62,6 +75,15 @@ pub async fn lost(client: &Client, pipeline: &str, only: Option<ViewId>) -> Resu
         (row.get(0), e)
     });
     Ok(told.collect())
+}
+
+/// The rows of a stream table are seen by whoever may read it, whatever the policies of its sources say.
+fn secured(relation: &str) -> Error {
+    let context =
+        format!("{relation} has row-level security, to which readers of the stream table are not held");
+    Error::new(ErrorKind::Query, context).with_sqlstate("42501").with_hint(
+        "set row_security = 'warn' in pgtrickle.settings to accept that, then call pgtrickle.resume_stream_table",
+    )
 }
 
 /// Whether the error says that an owner lost a right: nothing to be tried again by itself.

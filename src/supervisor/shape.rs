@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::validity;
 use super::views::{State, View};
 use crate::capture::{fingerprint, publication, writers};
+use crate::catalog::behind::{self, Complete};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::{Difference, Observed, widen_xid};
@@ -43,26 +44,39 @@ impl Engine {
     }
 
     /// Takes views out and makes them due. Those that read them follow.
-    fn prepare_anew(&mut self, views: &[ViewId]) -> Result<()> {
+    pub(super) fn prepare_anew(&mut self, views: &[ViewId]) -> Result<()> {
         for id in views {
-            self.watched.behind.extend(self.views.downstream(*id));
-            self.watched.behind.push(*id);
             self.leave(*id, Some(Instant::now()))?;
         }
         Ok(())
     }
 
+    /// Up to where an active stream table is complete now.
+    pub(super) fn complete_until(&self) -> Complete {
+        Complete { frontier: self.frontier, data_time: self.watched.data_time }
+    }
+
     /// Stream tables that are out of the dataflow for a while are not up to date with the frontier: their status says so.
+    /// Where somebody's open transaction holds the row it can't; then `pgt_behind` says it, so that no frontier passes
+    /// a stream table that is not there.
     pub(super) async fn tell_behind(&mut self) -> Result<()> {
+        self.watched.untold = false;
         let mut behind = std::mem::take(&mut self.watched.behind);
         // What has come back meanwhile is up to date.
         let is_out =
             |v: &View| matches!(v.state, State::Failed { .. } | State::Preparing | State::Waiting(_));
-        behind.retain(|id| self.views.0.get(id).is_some_and(is_out));
-        if behind.is_empty() {
-            return Ok(());
+        behind.retain(|id, _| self.views.0.get(id).is_some_and(is_out));
+        let untold = match behind.is_empty() {
+            true => Vec::new(),
+            false => behind::tell(&self.control, &self.options.pipeline, &behind).await?,
+        };
+        behind.retain(|id, _| untold.contains(id));
+        if self.watched.known_behind.as_ref() != Some(&untold) {
+            behind::note(&self.control, &self.options.pipeline, &behind).await?;
+            self.watched.known_behind = Some(untold);
         }
-        store::behind(&self.control, &behind, self.frontier).await
+        self.watched.behind = behind;
+        Ok(())
     }
 
     /// The stream has described a relation, perhaps in another way than before.
@@ -117,7 +131,7 @@ impl Engine {
                 let e = e.with_hint("call pgtrickle.resume_stream_table as its owner");
                 match self.views.0.get(&id).map(|v| &v.state) {
                     Some(State::Failed { .. }) => Ok(()),
-                    _ => self.take_out(id, e, self.frontier).await,
+                    _ => self.take_out(id, e, self.complete_until()).await,
                 }
             }
         }

@@ -152,8 +152,24 @@ impl Sources {
     pub fn release(&mut self, instance: InstanceId) -> Option<u32> {
         let (oid, source) = self.by_oid.iter_mut().find(|(_, s)| s.instances.contains_key(&instance))?;
         let oid = *oid;
-        source.instances.remove(&instance);
+        let removed = source.instances.remove(&instance);
+        // What waited for its load waits no more: counted for ever, it would keep the stream from being read one day.
+        let waited = removed.map_or(0, |i| i.phase.held_bytes());
+        self.held_bytes = self.held_bytes.saturating_sub(waited);
         source.instances.is_empty().then(|| self.by_oid.remove(&oid)).flatten().map(|_| oid)
+    }
+
+    /// A new instance in the place of one whose load was given up: with the same columns, and with what waited for that
+    /// load, since the next snapshot need not show it (hazard A2). What an earlier snapshot shows, each later one does,
+    /// so nothing else is missing. `None`: there is no such instance, or its load is over.
+    pub fn renew(&mut self, given_up: InstanceId) -> Option<Assigned> {
+        let source = self.by_oid.values_mut().find(|s| s.instances.contains_key(&given_up))?;
+        let Instance { width, mut phase } = source.instances.remove(&given_up)?;
+        let Phase::Loading { snapshot, .. } = &mut phase else { return None };
+        *snapshot = None;
+        self.last_instance += 1;
+        source.instances.insert(self.last_instance, Instance { width, phase });
+        Some(Assigned { instance: self.last_instance, spec: cut(&source.layout, width), fresh: true })
     }
 
     /// Adds a transaction's changes to `feed`.
@@ -357,6 +373,13 @@ impl Sources {
 }
 
 impl Phase {
+    /// Bytes of changes that wait for the load.
+    fn held_bytes(&self) -> usize {
+        let Phase::Loading { held, captured, .. } = self else { return 0 };
+        let of_wal: usize = held.iter().flat_map(|(_, changes)| changes).map(change::size).sum();
+        of_wal + captured.iter().map(Captured::size).sum::<usize>()
+    }
+
     /// Whether a transaction's changes are to be fed to (or held for) the instance.
     fn wants(&self, xid: u64) -> bool {
         match self {
@@ -410,80 +433,5 @@ fn reread(transaction: &Transaction, source: &Source) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capture::source::{CapturedBy, HeldColumn};
-    use crate::pgoutput::Change;
-    use crate::row::{Datum, TypeClass};
-
-    fn spec() -> SourceSpec {
-        let column = |attnum, name: &str| HeldColumn {
-            attnum,
-            name: name.to_owned(),
-            type_oid: 23,
-            class: TypeClass::Int4,
-        };
-        let columns = vec![column(1, "id"), column(2, "v")];
-        let captured_by = CapturedBy::Wal;
-        SourceSpec { oid: 7, schema: "s".into(), name: "t".into(), captured_by, identity: 1, columns }
-    }
-
-    fn insert(id: i64) -> Transaction {
-        let new = Row::from_datums([Datum::Int(id), Datum::Int(0)]);
-        let changes = vec![Change { relation: 7, kind: ChangeKind::Insert { new } }];
-        Transaction { changes, ..Transaction::default() }
-    }
-
-    fn ids(feed: &Feed) -> usize {
-        feed.iter().map(|(_, changes)| changes.len()).sum()
-    }
-
-    #[test]
-    fn a_change_is_fed_only_if_the_snapshot_does_not_show_it() {
-        let mut sources = Sources::default();
-        let instance = sources.require(&spec()).unwrap().instance;
-        let mut feed = Feed::new();
-        // Before, inside and after the snapshot 100:103:101.
-        for xid in [99, 101, 102, 103] {
-            sources.feed(insert(xid as i64), xid, &mut feed).unwrap();
-        }
-        assert_eq!(ids(&feed), 0);
-        sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).unwrap();
-        sources.loaded(&[instance], 500, &BTreeMap::new(), &mut feed).unwrap();
-        // 101 was in progress, 103 began later.
-        assert_eq!(ids(&feed), 2);
-        assert_eq!(sources.held_bytes(), 0);
-        feed.clear();
-        sources.feed(insert(1), 102, &mut feed).unwrap();
-        assert_eq!(ids(&feed), 0);
-        sources.passed(500);
-        assert!(sources.is_live(instance));
-        sources.feed(insert(1), 102, &mut feed).unwrap();
-        assert_eq!(ids(&feed), 1);
-    }
-
-    #[test]
-    fn what_can_not_be_followed_before_the_snapshot_is_known_is_decided_by_it() {
-        for (xid, fine) in [(99, true), (101, false)] {
-            let mut sources = Sources::default();
-            let instance = sources.require(&spec()).unwrap().instance;
-            let lost = Transaction { oversized: true, touched: vec![7], ..Transaction::default() };
-            sources.feed(lost, xid, &mut Feed::new()).unwrap();
-            assert_eq!(sources.snapshot(&[instance], &"100:103:101".parse().unwrap()).is_ok(), fine);
-        }
-    }
-
-    #[test]
-    fn a_need_that_is_met_shares_the_instance_and_a_wider_one_gets_its_own() {
-        let mut sources = Sources::default();
-        let first = sources.require(&spec()).unwrap();
-        assert!(first.fresh && !sources.require(&spec()).unwrap().fresh);
-        let mut wider = spec();
-        wider.columns.push(HeldColumn { attnum: 3, name: "w".into(), type_oid: 25, class: TypeClass::Text });
-        let second = sources.require(&wider).unwrap();
-        assert!(second.fresh && second.instance != first.instance);
-        assert_eq!(sources.layout(7).map(|l| l.columns.len()), Some(3));
-        assert_eq!(sources.release(first.instance), None);
-        assert_eq!(sources.release(second.instance), Some(7));
-    }
-}
+#[path = "sources_tests.rs"]
+mod tests;

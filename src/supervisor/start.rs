@@ -1,16 +1,20 @@
 //! One life of a pipeline: from the lease to the loop's end. Everything in memory is made here and dropped with it.
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
-use super::detach;
+use super::detach::{self, Absence};
 use super::diagnose::{self, Delivery};
 use super::engine::Engine;
+use super::guard;
 use super::lease::{self, Lease};
 use super::stream::{Polling, Stream};
 use crate::apply::{Writer, history};
 use crate::capture::trigger;
-use crate::dataflow::{Dataflow, DataflowOptions};
+use crate::catalog::store;
+use crate::cluster::Led;
+use crate::dataflow::{Dataflow, DataflowOptions, EvaluationRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate;
 use crate::pgoutput::Snapshot;
@@ -21,7 +25,7 @@ use crate::replication::Session;
 pub enum End {
     Stopped,
     /// The pipeline is to be left alone.
-    Detached,
+    Left(Absence),
 }
 
 /// Serves until `shutdown` or an error. `distrust`: the slot could not be read several times. Notes in `life` that the
@@ -34,14 +38,27 @@ pub async fn serve(
     life: &mut super::Life,
 ) -> Result<End> {
     let control = options.target.connect(Purpose::Control).await?;
-    let mut lease = lease::acquire(&control, &options.pipeline).await?;
+    let Some(mut lease) = lease::wait(&control, options, shutdown, life).await? else {
+        return Ok(End::Stopped);
+    };
     let names = lease.names.clone();
-    if detach::is_detached(&control, &options.pipeline).await? {
-        drop(control);
-        detach::leave(&options.target, &names).await?;
-        return Ok(End::Detached);
+    match detach::absence(&control, &options.pipeline).await? {
+        None => {}
+        Some(Absence::Detached) => {
+            drop(control);
+            detach::leave(&options.target, &names).await?;
+            return Ok(End::Left(Absence::Detached));
+        }
+        Some(Absence::Paused) => return Ok(End::Left(Absence::Paused)),
     }
-    history::close_interrupted(&control).await?;
+    let Some((dataflow, requests)) = engine(options, &lease, shutdown).await? else {
+        return Ok(End::Stopped);
+    };
+    if options.cluster.is_some() {
+        // The others may have been waited for since it was read.
+        lease.before = store::pipeline(&control, &options.pipeline).await?;
+    }
+    history::close_interrupted(&control, &options.pipeline).await?;
     // Creating a slot waits for transactions of the whole cluster.
     let plan = tokio::select! {
         plan = diagnose::prepare(&control, options, &mut lease, distrust) => plan?,
@@ -59,8 +76,7 @@ pub async fn serve(
     };
     let writer_session = options.target.connect(Purpose::Apply).await?;
     let writer = Writer::new(writer_session, &options.pipeline, lease.generation).await?;
-    let (dataflow, requests) = Dataflow::start(DataflowOptions { workers: options.workers })?;
-    let evaluation = super::spawn(evaluate::serve(options.target.clone(), requests));
+    let evaluation = super::spawn(evaluate::serve(options.target.clone(), options.evaluation, requests));
     let near: Snapshot = control
         .query_one("select pg_catalog.pg_current_snapshot()::text", &[])
         .await
@@ -78,15 +94,20 @@ pub async fn serve(
         because = why,
         generation = lease.generation,
         workers = options.workers,
+        processes = options.cluster.as_ref().map(|c| c.hosts.count()),
         memory_limit_mb = options.memory_limit >> 20,
         "streaming started"
     );
     life.served = true;
+    options.counters.lease(true);
     let token = trigger::token(&control, &options.pipeline).await?;
     let mut engine =
         Engine::new(options.clone(), lease, control, stream, writer, dataflow, frontier, near.xmax, reason)?;
     engine.sources.token = token;
     engine.loading = life.loading.clone();
+    if let Some(megabytes) = store::setting(&engine.control, &options.pipeline, KEPT).await? {
+        engine.kept.budget = bytes_of(&megabytes)?;
+    }
     if let Delivery::Poll { reason } = plan.delivery {
         engine.delivery_reason = Some(reason);
     }
@@ -98,8 +119,52 @@ pub async fn serve(
         tracing::info!("stopped");
         return Ok(End::Stopped);
     }
-    detach::leave(&options.target, &names).await?;
-    Ok(End::Detached)
+    // The loop has ended by itself: which mark it found is looked at again, it may have changed since.
+    let client = options.target.connect(Purpose::Tool).await?;
+    if detach::absence(&client, &options.pipeline).await? == Some(Absence::Detached) {
+        drop(client);
+        detach::leave(&options.target, &names).await?;
+        return Ok(End::Left(Absence::Detached));
+    }
+    tracing::info!(slot = names.slot(), "paused: sessions are closed, the slot stays");
+    Ok(End::Left(Absence::Paused))
+}
+
+/// Starts the workers, with those of the other processes if there are any. `None`: shut down while they were awaited.
+async fn engine(
+    options: &RunOptions,
+    lease: &Lease,
+    shutdown: &CancellationToken,
+) -> Result<Option<(Dataflow, UnboundedReceiver<EvaluationRequest>)>> {
+    let flow = DataflowOptions { workers: options.workers, memory_limit: options.memory_limit };
+    let Some(cluster) = &options.cluster else { return Dataflow::start(flow, None).map(Some) };
+    // The slot's name holds what tells this installation and pipeline from all others.
+    let pipeline = lease.names.slot();
+    let gathered = tokio::select! {
+        gathered = Led::gather(cluster, pipeline, lease.before.generation, options.workers) => gathered,
+        () = shutdown.cancelled() => return Ok(None),
+        never = guard::unattended(options) => match never {},
+    };
+    let (led, mesh) = gathered.map_err(|e| e.during("gathering the cluster"))?;
+    let started = Dataflow::start(flow, Some(mesh))?;
+    led.serve(&started.0.port());
+    tracing::info!(processes = cluster.hosts.count(), "all processes take part");
+    Ok(Some(started))
+}
+
+/// Setting: megabytes of changes that may wait for the schedules of their stream tables.
+const KEPT: &str = "kept_changes_mb";
+
+fn bytes_of(megabytes: &str) -> Result<usize> {
+    let number = megabytes.trim().parse::<f64>().ok().filter(|n| (0.0..1e9).contains(n));
+    let number = number.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Config,
+            format!("the setting {KEPT} is '{megabytes}', which is no number of megabytes"),
+        )
+        .with_hint(format!("update pgtrickle.settings set value = '256' where key = '{KEPT}'"))
+    })?;
+    Ok((number * 1_048_576.0) as usize)
 }
 
 pub(super) async fn open_stream(options: &RunOptions, lease: &Lease, frontier: u64) -> Result<Session> {

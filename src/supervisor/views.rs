@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::prepare::Prepared;
+use super::schedule::{Cadence, Due};
 use crate::apply::TableForm;
 use crate::apply::reconcile::Bag;
 use crate::catalog::store::StreamTableRow;
@@ -39,7 +40,7 @@ pub enum State {
     Active(Installed),
     /// Recomputed by PostgreSQL.
     Full {
-        due: Instant,
+        due: Due,
         running: bool,
     },
     /// Taken out; prepared again at `again` (`None`: not before it is resumed or altered).
@@ -53,6 +54,13 @@ pub struct Installed {
     pub form: TableForm,
     pub instances: Vec<InstanceId>,
     pub upstreams: Vec<ViewId>,
+    /// When its changes are written.
+    pub cadence: Cadence,
+    /// Storage tables of stream tables that are read as they are stored, because the dataflow did not go through them
+    /// when this was planned.
+    pub gates: Vec<u32>,
+    /// Lines of its plan, in the order of a walk.
+    pub operators: Vec<String>,
 }
 
 impl View {
@@ -78,16 +86,35 @@ impl Views {
         }
     }
 
-    /// Views that read `view` through the dataflow, and those that read them.
+    /// Views that read `view` through the dataflow (or will, once they have joined), and those that read them.
     pub fn downstream(&self, view: ViewId) -> Vec<ViewId> {
         let mut found = vec![view];
         let mut next = 0;
         while let Some(&upstream) = found.get(next) {
             next += 1;
             for id in self.0.keys() {
-                let reads = self.installed(*id).is_some_and(|i| i.upstreams.contains(&upstream));
-                if reads && !found.contains(id) {
+                let planned = match self.0.get(id).map(|v| &v.state) {
+                    Some(State::Waiting(prepared)) => Some(&prepared.plan.upstreams),
+                    _ => self.installed(*id).map(|i| &i.upstreams),
+                };
+                if planned.is_some_and(|upstreams| upstreams.contains(&upstream)) && !found.contains(id) {
                     found.push(*id);
+                }
+            }
+        }
+        found.remove(0);
+        found
+    }
+
+    /// Views that `view` reads through the dataflow, and those that they read.
+    pub fn upstream(&self, view: ViewId) -> Vec<ViewId> {
+        let mut found = vec![view];
+        let mut next = 0;
+        while let Some(&reader) = found.get(next) {
+            next += 1;
+            for upstream in self.installed(reader).into_iter().flat_map(|i| &i.upstreams) {
+                if !found.contains(upstream) {
+                    found.push(*upstream);
                 }
             }
         }

@@ -1,21 +1,24 @@
 //! What the loop looks at regularly: the catalog, requests, fingerprints, its own pulse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use tokio_postgres::types::PgLsn;
 
 use super::detach;
 use super::engine::Engine;
-use super::guard::Level;
+use super::guard;
 use super::load;
 use super::prepare;
 use super::requests::{self, Request};
 use super::rights;
+use super::state;
 use super::validity::Validity;
-use super::views::{SUSPEND_AFTER, State, View, retry_at, retry_slowly};
+use super::views::{State, View};
 use crate::apply::history::Written;
-use crate::catalog::store::{self, Noted, StreamTableRow};
+use crate::catalog::behind::Complete;
+use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Command, DataflowStats, InstanceId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
@@ -27,7 +30,6 @@ const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
 const TRIGGERS: Duration = Duration::from_secs(5);
-const SLOT: Duration = Duration::from_secs(2);
 const ANSWERS: Duration = Duration::from_secs(60);
 
 /// When what was done last, and what somebody waits for.
@@ -37,8 +39,9 @@ pub(super) struct Watched {
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
     answers: Option<Instant>,
+    figures_stored: Option<Instant>,
+    pub figures: state::Figures,
     slot: Option<Instant>,
-    pub slot_level: Level,
     pub triggers: Option<Instant>,
     pub last_write: Option<Instant>,
     requests: Option<i64>,
@@ -51,13 +54,21 @@ pub(super) struct Watched {
     /// Who waits for a recomputation: request and role.
     pub full_requests: std::collections::BTreeMap<ViewId, Vec<(i64, Option<String>)>>,
     pub repairs: super::repair::Repairs,
-    /// Failures that could not be stored because somebody's transaction held the catalog row: status, error, frontier.
-    pub unsaved: std::collections::BTreeMap<ViewId, (&'static str, Error, Option<u64>)>,
+    pub moves: super::moved::Moves,
+    /// Failures that could not be stored because somebody's transaction held the catalog row.
+    pub unsaved: BTreeMap<ViewId, (&'static str, Error, Option<Complete>)>,
     /// The publication holds exactly what is held; false after a start (its last tables may be left over) and whenever a
     /// source was let go.
     pub shrunk: bool,
-    /// Stream tables that have left the dataflow to be prepared anew, and whose status does not say so yet.
-    pub behind: Vec<ViewId>,
+    /// Stream tables that have left the dataflow to be prepared anew and whose status does not say so yet, with the
+    /// frontier up to which they are complete.
+    pub behind: BTreeMap<ViewId, Complete>,
+    /// Some of them have left since the catalog was told.
+    pub untold: bool,
+    /// The moment up to which everything is complete that the frontier covers.
+    pub data_time: Option<DateTime<Utc>>,
+    /// Those of them that the catalog knows as such.
+    pub known_behind: Option<Vec<ViewId>>,
     /// What the plans at hand were made from.
     pub validity: Validity,
     /// Memberships of the publication under which the sources were loaded.
@@ -98,15 +109,17 @@ impl Engine {
         self.hand_over().await?;
         self.tell_behind().await?;
         if due(&mut self.watched.catalog, CATALOG) {
-            if detach::is_detached(&self.control, &self.options.pipeline).await? {
+            if detach::absence(&self.control, &self.options.pipeline).await?.is_some() {
                 self.stop.cancel();
                 return Ok(());
             }
             self.look_at_catalog().await?;
             self.save_failures().await?;
             self.release_suspended().await?;
+            self.look_at_moves().await?;
             self.begin_repairs()?;
             self.recompute_due();
+            self.close_gates()?;
             self.prepare_due()?;
         }
         if due(&mut self.watched.fingerprints, FINGERPRINTS) && self.preparing.is_none() {
@@ -124,8 +137,11 @@ impl Engine {
         if due(&mut self.watched.triggers, TRIGGERS) {
             self.take_off_triggers().await?;
         }
-        if due(&mut self.watched.slot, SLOT) {
+        if due(&mut self.watched.slot, guard::LOOK) {
             self.guard_slot().await?;
+        }
+        if self.announced && due(&mut self.watched.figures_stored, state::FIGURES) {
+            self.store_figures().await?;
         }
         if due(&mut self.watched.answers, ANSWERS) {
             store::forget_answers(&self.control).await?;
@@ -144,7 +160,7 @@ impl Engine {
         if waited_for || pulse {
             self.write_frontier();
         }
-        Ok(())
+        self.make_due()
     }
 
     /// A caller raises the sequence, which is visible at once; its message follows, and neither is flushed on an idle
@@ -157,6 +173,7 @@ impl Engine {
         let (last, position): (i64, PgLsn) = (row.get(0), row.get(1));
         if self.watched.requests.replace(last) != Some(last) {
             self.watched.flushes = 2;
+            self.look_who_asks(position.into()).await?;
             if let Some(polling) = self.stream.polling() {
                 polling.hurry();
             }
@@ -164,7 +181,7 @@ impl Engine {
         if self.watched.flushes > 0 {
             self.watched.flushes -= 1;
             self.watched.flush_target = self.watched.flush_target.max(position.into());
-            load::force_flush(&self.control, &self.options.pipeline).await?;
+            load::force_flush(&self.control).await?;
         }
         Ok(())
     }
@@ -172,6 +189,9 @@ impl Engine {
     /// A request has come through the stream.
     pub fn requested(&mut self, content: &[u8]) {
         let Some(request) = requests::parse(content) else { return };
+        if request.pipeline.as_ref().is_some_and(|pipeline| *pipeline != self.options.pipeline) {
+            return;
+        }
         match request.kind.as_str() {
             "analyze" => self.analyze(request),
             "refresh" => self.refresh_requested(&request),
@@ -187,6 +207,8 @@ impl Engine {
         super::spawn(async move {
             let answer = async {
                 let mut client = target.connect(Purpose::Analyze).await?;
+                let others = store::foreign_stream_tables(&client, &capturing.pipeline).await?;
+                let sources = others.into_iter().chain(sources).collect();
                 requests::answer_analysis(&mut client, &request, &sources, &capturing).await
             };
             if let Err(e) = answer.await {
@@ -198,13 +220,14 @@ impl Engine {
 
     async fn look_at_catalog(&mut self) -> Result<()> {
         let rows = store::stream_tables(&self.control, &self.options.pipeline).await?;
-        let gone: Vec<ViewId> =
-            self.views.0.keys().filter(|id| !rows.iter().any(|r| r.view == **id)).copied().collect();
+        let here: BTreeSet<ViewId> = rows.iter().map(|r| r.view).collect();
+        let gone: Vec<ViewId> = self.views.0.keys().filter(|id| !here.contains(id)).copied().collect();
         for id in gone {
             let name = self.views.0.get(&id).map(|v| v.row.qualified()).unwrap_or_default();
             self.remove(id)?;
             self.views.0.remove(&id);
-            tracing::info!(stream_table = %name, "dropped");
+            self.options.counters.forget(&name);
+            self.tell_gone(id, &name).await?;
         }
         for row in rows {
             let (id, renamed) = (row.view, row.renamed);
@@ -225,7 +248,7 @@ impl Engine {
             self.views.0.insert(row.view, View { row, state: State::Failed { again } });
             return Ok(());
         };
-        let altered = view.row.version != row.version;
+        let altered = view.row.version != row.version || view.row.schedule != row.schedule;
         let resumed = view.row.is_suspended() && !row.is_suspended();
         let suspended = !view.row.is_suspended() && row.is_suspended();
         let dropped = view.row.relation.is_some() && row.relation.is_none()
@@ -240,15 +263,18 @@ impl Engine {
         }
         // Altered while it is suspended: it stays out.
         let again = (!row.is_suspended()).then(Instant::now);
+        let limits = state::limits(&view.row, self.options.memory_limit);
+        let was_active = matches!(view.state, State::Active(_));
         view.row = row;
+        self.follow_limits(id, limits)?;
         if suspended {
-            let was_active = matches!(view.state, State::Active(_));
             self.remove(id)?;
             self.set_failed(id, None);
             if was_active {
                 const SQL: &str = "update pgtrickle.pgt_stream_tables s set frontier = $2, data_timestamp =
                     (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline)
-                    where pgt_id = (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = $1 for no key update skip locked)";
+                    where pgt_id = (select pgt_id from pgtrickle.pgt_stream_tables where pgt_id = $1
+                        and pgtrickle._is_continuous(schedule) for no key update skip locked)";
                 self.control.execute(SQL, &[&id, &PgLsn::from(self.frontier)]).await.map_err(error)?;
             }
         } else if altered || resumed || dropped {
@@ -257,105 +283,15 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn set_failed(&mut self, id: ViewId, again: Option<Instant>) {
-        if let Some(view) = self.views.0.get_mut(&id) {
-            view.state = State::Failed { again };
-        }
-    }
-
-    /// Takes a view out of the dataflow, with those that read it (they are prepared again). What it read stays until the
-    /// next preparation is over, if one is due: it may be read by it.
-    pub(super) fn remove(&mut self, id: ViewId) -> Result<()> {
-        self.leave(id, None)
-    }
-
-    /// As [`Engine::remove`]; it comes back at `again`.
-    pub(super) fn leave(&mut self, id: ViewId, again: Option<Instant>) -> Result<()> {
-        let downstream = self.views.downstream(id);
-        for view in std::iter::once(id).chain(downstream.iter().copied()) {
-            if self.views.installed(view).is_some() {
-                self.dataflow.send(Command::DropView { view })?;
-            }
-            if let Some(writer) = &mut self.writer {
-                writer.forget(view);
-            }
-            if let Some(pending) = &mut self.pending {
-                pending.deltas.remove(&view);
-                pending.installs.retain(|i| *i != view);
-            }
-        }
-        for view in downstream {
-            self.set_failed(view, Some(Instant::now()));
-        }
-        self.set_failed(id, again);
-        self.drop_unused()
-    }
-
-    /// A stream table can't be written or computed: it leaves, the others go on.
-    pub async fn take_out(&mut self, id: ViewId, e: Error, frontier: u64) -> Result<()> {
-        self.remove(id)?;
-        self.fail_at(id, e, Some(frontier)).await
-    }
-
-    pub async fn fail(&mut self, id: ViewId, e: Error) -> Result<()> {
-        self.fail_at(id, e, None).await
-    }
-
-    async fn fail_at(&mut self, id: ViewId, e: Error, frontier: Option<u64>) -> Result<()> {
-        if self.is_behind_catalog(id, &e).await? {
-            self.leave(id, Some(Instant::now()))?;
-            self.watched.behind.push(id);
-            return Ok(());
-        }
-        let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
-        view.row.errors += 1;
-        let again = match e.kind() {
-            _ if rights::is_lost_right(&e) => None,
-            // A lock ends by itself: it is waited for as long as it takes (hazard B3).
-            ErrorKind::Contention => retry_at(view.row.errors.min(SUSPEND_AFTER - 1)),
-            // So does a full disk, once somebody has made room; each attempt reads the sources, so ever more slowly.
-            _ if e.sqlstate() == Some("53100") => retry_slowly(view.row.errors),
-            _ => retry_at(view.row.errors),
-        };
-        let status = if again.is_some() { "ERROR" } else { "SUSPENDED" };
-        view.row.status = status.to_owned();
-        view.state = State::Failed { again };
-        self.tell_repaired(id, Err(&e));
-        let Some(view) = self.views.0.get(&id) else { return Ok(()) };
-        let name = view.row.qualified();
-        match store::fail(&self.control, id, status, &e, frontier).await? {
-            Noted::Stored => {
-                tracing::warn!(stream_table = %name, error = %e, hint = e.hint(), status, "a stream table was taken out");
-            }
-            Noted::Locked => {
-                tracing::warn!(stream_table = %name, error = %e, "a stream table was taken out; its catalog row is locked");
-                self.watched.unsaved.insert(id, (status, e, frontier));
-            }
-            // It was dropped under us; the next look at the catalog removes it.
-            Noted::Gone => tracing::debug!(stream_table = %name, error = %e, "a dropped stream table failed"),
-        }
-        self.announce();
-        Ok(())
-    }
-
     /// Stream tables whose owner may not read a source any more stop at what they hold (D12).
     async fn repeat_rights(&mut self) -> Result<()> {
         for (id, lost) in rights::lost(&self.control, &self.options.pipeline, None).await? {
             let out = self.views.0.get(&id).is_none_or(|v| matches!(v.state, State::Failed { again: None }));
             if !out {
-                self.take_out(id, lost, self.frontier).await?;
+                self.take_out(id, lost, self.complete_until()).await?;
             }
         }
         Ok(())
-    }
-
-    /// A prepared stream table waits for its sources.
-    pub fn ready(&mut self, mut prepared: prepare::Prepared) {
-        self.watched.decided(prepared.row.view, prepared.validity.take());
-        let Some(view) = self.views.0.get_mut(&prepared.row.view) else { return };
-        if matches!(view.state, State::Preparing) {
-            view.state = State::Waiting(Box::new(prepared));
-        }
     }
 
     /// A stream table is up to date and is kept so from now on.
@@ -364,11 +300,19 @@ impl Engine {
         let state = std::mem::replace(&mut view.state, State::Preparing);
         view.state = match state {
             State::Installing { installed, .. } => State::Active(installed),
-            other => other,
+            // It was taken out while its answer was written.
+            other => {
+                view.state = other;
+                self.is_behind(id);
+                return;
+            }
         };
         view.row.errors = 0;
         view.row.status = "ACTIVE".to_owned();
+        // Its figures follow soon, together with those of others that come now.
+        self.watched.figures_stored = Instant::now().checked_sub(state::FIGURES - state::SOON);
         self.watched.full_requests.remove(&id);
+        self.options.counters.refreshed(&view.row.qualified(), "DIFFERENTIAL", true);
         tracing::info!(
             stream_table = %view.row.qualified(),
             inserted = drift.inserted,
@@ -381,7 +325,7 @@ impl Engine {
     }
 
     /// Says `ready` once, when every stream table has found its place.
-    fn announce(&mut self) {
+    pub(super) fn announce(&mut self) {
         let settled = |s: &State| {
             matches!(s, State::Active(_) | State::Full { .. })
                 || matches!(s, State::Failed { again } if again.is_none_or(|at| at > Instant::now()))
@@ -395,8 +339,7 @@ impl Engine {
                 failed = count(|s| matches!(s, State::Failed { .. })),
                 source_rows = self.watched.stats.source_rows,
                 source_mb = self.watched.stats.source_bytes >> 20,
-                group_rows = self.watched.stats.group_rows,
-                group_mb = self.watched.stats.group_bytes >> 20,
+                held_mb = self.watched.stats.bytes >> 20,
                 "ready"
             );
         }
@@ -427,6 +370,7 @@ impl Engine {
             events: self.events_sender.clone(),
             rows,
         };
+        self.watched.moves.prepared = job.rows.iter().map(|row| row.view).collect();
         for row in &job.rows {
             if let Some(view) = self.views.0.get_mut(&row.view) {
                 view.state = State::Preparing;

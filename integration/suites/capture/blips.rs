@@ -28,7 +28,10 @@ async fn a_walsender_that_is_terminated_under_load_costs_no_reading() {
             })
             .await;
             wait_until("the stream to go on", SOON, || async {
-                let resumed = sidecar.logs().matches("nothing had to be read again").count();
+                let logs = sidecar.logs();
+                let lost = logs.lines().find(|l| l.contains("starting again"));
+                assert!(lost.is_none(), "not resumed: {}", lost.unwrap_or_default());
+                let resumed = logs.matches("nothing had to be read again").count();
                 if resumed >= round { Ok(()) } else { Err(format!("resumed {resumed} times")) }
             })
             .await;

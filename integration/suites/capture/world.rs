@@ -155,7 +155,7 @@ async fn write(client: Client, number: u64, events: bool, stop: &AtomicBool, com
             0 => format!("insert into accounts values ({own}, 'h{other}', {id})"),
             1 => format!("delete from accounts where id = {id}"),
             2 => format!(
-                "update accounts set amount = amount + 1 where holder = 'h{other}' and id % 4 = {}",
+                "update accounts set amount = amount + 1 where holder = 'h{other}' and (id / 20) % 4 = {}",
                 number % 4
             ),
             3 => format!("update accounts set id = {own} where id = {id}"),

@@ -76,6 +76,11 @@ async fn a8_no_row_takes_the_place_of_another_before_the_lost_key_is_noticed() {
         scene.check_in_time(&["by_code"]).await;
 
         let told = |what: &str| scene.sidecar.logs().matches(what).count();
+        // Its rows are seen a moment before it is told: the next one to be told has to be that of the new plan.
+        wait_until("the reconcile to be told", SOON, || async {
+            if told("reconciled and live") > 1 { Ok(()) } else { Err("it is not".to_owned()) }
+        })
+        .await;
         let live = told("reconciled and live");
         scene.run("select pgtrickle.alter_stream_table('by_code', user_writes => 'allow')").await;
         wait_until("it to be planned again", SOON, || async {

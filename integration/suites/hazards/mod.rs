@@ -93,7 +93,11 @@ impl Scene {
         for name in names {
             wait_until(&format!("{name} to equal its query"), SOON, || async {
                 // It may be noticed only now: then it is prepared anew, and not up to date for a moment.
-                self.passed().await;
+                let passed = self.app.query_one("select pgtrickle.wait_for(timeout => '5 s')", &[]).await;
+                let passed: bool = passed.map_err(|e| e.to_string())?.get(0);
+                if !passed {
+                    return Err("the frontier did not pass".to_owned());
+                }
                 let rows = self.differs(name).await;
                 let status = self.status(name).await;
                 let right = rows.is_empty() && status == "ACTIVE DIFFERENTIAL";
@@ -104,7 +108,8 @@ impl Scene {
     }
 
     pub(super) async fn passed(&self) {
-        let passed: bool = self.app.query_one("select pgtrickle.wait_for()", &[]).await.unwrap().get(0);
+        let passed: bool =
+            self.app.query_one("select pgtrickle.wait_for(timeout => '90 s')", &[]).await.unwrap().get(0);
         assert!(passed, "the frontier did not pass in time");
     }
 

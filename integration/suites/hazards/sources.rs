@@ -15,6 +15,9 @@ const TABLES: &str = "
 async fn sources_that_send_nothing_are_recomputed_with_the_reason() {
     for_each_major(async |server| {
         let scene = Scene::start(server, TABLES).await;
+        let secured = "select pgtrickle.create_stream_table('s', 'select id from secret')";
+        assert_eq!(sqlstate(scene.app.batch_execute(secured).await), "42501");
+        scene.dba.batch_execute("insert into pgtrickle.settings values ('row_security', 'warn')").await.unwrap();
         let foreign = scene
             .dba
             .batch_execute(&format!(
@@ -67,6 +70,20 @@ async fn a_live_source_that_gets_row_security_is_recomputed() {
                 .await;
         scene.create("of_a", "select id, v from a").await;
         scene.run("alter table a enable row level security; create policy few on a using (v > 0)").await;
+        // Readers of the stream table escape the policies: not without somebody having said so.
+        wait_until("the stream table to be suspended", SOON, || async {
+            let status = scene.status("of_a").await;
+            if status.starts_with("SUSPENDED") { Ok(()) } else { Err(status) }
+        })
+        .await;
+        let why = scene.column("of_a", "last_error_message").await.unwrap();
+        assert!(why.contains("app.a has row-level security"), "{why}");
+        scene
+            .dba
+            .batch_execute("insert into pgtrickle.settings values ('row_security', 'warn')")
+            .await
+            .unwrap();
+        scene.run("select pgtrickle.resume_stream_table('of_a')").await;
         scene.wait_status("of_a", "ACTIVE FULL").await;
         // PostgreSQL refuses what would silence a published source; a source that left may do it.
         wait_until("the table to leave the publication", SOON, || async {

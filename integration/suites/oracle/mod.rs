@@ -8,6 +8,9 @@
 pub mod answers;
 pub mod boundaries;
 pub mod fixed;
+pub mod forms;
+pub mod joins;
+pub mod mixed;
 pub mod nested;
 pub mod noticed;
 pub mod prng;
@@ -63,6 +66,27 @@ async fn captured_by_triggers_the_answers_are_the_same() {
 async fn tricky_queries_equal_their_stream_tables_at_every_commit() {
     for_each_major(async |server| {
         play(server, seed() + 2000, Options { fixed: true, ..Options::default() }).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_schedule_stream_tables_equal_their_queries_at_one_commit() {
+    for_each_major(async |server| {
+        play(server, seed() + 5000, Options { schedule: "300ms", ..Options::default() }).await;
+        play(server, seed() + 6000, Options { schedule: "* * * * * *", fixed: true, ..Options::default() })
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_many_schedules_stream_tables_equal_their_queries_over_what_is_stored() {
+    for_each_major(async |server| {
+        for number in 0..rounds().div_ceil(5) {
+            mixed::play(server, seed() + 7000 + number, &[]).await;
+        }
+        mixed::play(server, seed() + 8000, &["--cdc-mode", "trigger"]).await;
     })
     .await;
 }

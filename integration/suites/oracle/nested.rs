@@ -72,6 +72,15 @@ impl Grammar<'_> {
             1 => format!(" where {}", condition(self.rng, &inner.fields)),
             _ => format!(" where {}", inner.filter),
         };
+        let others: Vec<_> = pairs.iter().filter(|p| p.0 != left && p.1 != right).cloned().collect();
+        if !others.is_empty() && self.rng.chance(20) {
+            let (also, too, _) = self.rng.pick(&others).clone();
+            let not = if self.rng.chance(40) { "not " } else { "" };
+            return Some(format!(
+                "({left}, {also}) {not}in (select {right}, {too} from {}{filter})",
+                inner.from
+            ));
+        }
         let operator = if numbers && self.rng.chance(35) {
             let operator = *self.rng.pick(&["<", "<=", ">", ">=", "=", "<>"]);
             format!("{operator} {}", self.rng.pick(&["any", "all"]))
@@ -129,6 +138,25 @@ impl Grammar<'_> {
             1 => self.quantified(scope).map(|sql| flag(format!("({sql})"))),
             _ => self.nested_value(scope),
         }
+    }
+
+    /// An array of a column of correlated rows, in its order.
+    pub(super) fn array_of(&mut self, scope: &[Field]) -> Option<String> {
+        let inner = self.inner(scope)?;
+        let plain =
+            |f: &&Field| f.image == Image::Exact && (f.ty.is_int() || f.ty.is_text() || f.ty == Ty::Date);
+        let fields: Vec<Field> = inner.fields.iter().filter(plain).cloned().collect();
+        if fields.is_empty() {
+            return None;
+        }
+        let (field, distinct) =
+            (self.rng.pick(&fields).sql.clone(), if self.rng.chance(20) { "distinct " } else { "" });
+        let direction = *self.rng.pick(&["", " desc", " desc nulls last"]);
+        let limit = if self.rng.chance(25) { " limit 3" } else { "" };
+        Some(format!(
+            "array(select {distinct}{field} from {} where {} order by 1{direction}{limit})",
+            inner.from, inner.filter
+        ))
     }
 
     /// A LATERAL item over the scope and its columns.

@@ -4,7 +4,7 @@
 //! that define them, so that the answer at a commit can be asked for without the sidecar.
 
 use super::prng::Prng;
-use super::scalar::{Field, Image, Scalar, condition, of_type, plain, residual, scalar};
+use super::scalar::{Field, Image, Scalar, condition, of_type, plain, scalar};
 use super::types::Ty;
 
 /// Something that FROM can name.
@@ -58,12 +58,14 @@ impl Query {
 }
 
 /// FROM and WHERE, and what can be selected.
-struct Source {
-    from: String,
-    conditions: Vec<String>,
-    scope: Vec<Field>,
+pub(super) struct Source {
+    pub(super) from: String,
+    pub(super) conditions: Vec<String>,
+    pub(super) scope: Vec<Field>,
+    /// Items that may be mentioned as whole rows.
+    pub(super) whole: Vec<String>,
     /// A comma join was made: later ON clauses could not see all of the scope.
-    comma: bool,
+    pub(super) comma: bool,
 }
 
 /// Makes queries over the given relations.
@@ -82,6 +84,9 @@ impl Grammar<'_> {
     pub fn query(&mut self, depth: usize) -> Query {
         if depth > 0 && self.rng.chance(15) {
             return self.common_table(depth);
+        }
+        if self.rng.chance(30) {
+            return self.form(depth);
         }
         match self.rng.below(if depth > 0 { 10 } else { 7 }) {
             0..=2 => self.projection(depth),
@@ -102,6 +107,8 @@ impl Grammar<'_> {
         let relation = if depth > 0 && self.rng.chance(25) {
             let query = self.query(depth - 1);
             query.relation(&format!("({})", query.text))
+        } else if self.rng.chance(5) {
+            self.values()
         } else {
             self.rng.pick(self.relations).clone()
         };
@@ -110,9 +117,10 @@ impl Grammar<'_> {
         (format!("{} as {alias}", relation.reference), fields.collect())
     }
 
-    fn source(&mut self, depth: usize) -> Source {
+    pub(super) fn source(&mut self, depth: usize) -> Source {
         let (from, scope) = self.item(depth);
-        let mut source = Source { from, conditions: Vec::new(), scope, comma: false };
+        let whole = whole(&from).into_iter().collect();
+        let mut source = Source { from, conditions: Vec::new(), scope, whole, comma: false };
         let joins = *self.rng.pick(&[0, 0, 0, 1, 1, 1, 2, 2, 3]);
         for _ in 0..joins {
             self.join(&mut source, depth);
@@ -128,71 +136,20 @@ impl Grammar<'_> {
                 source.scope.extend(fields);
             }
         }
+        if !source.comma && self.rng.chance(8) {
+            let scope = source.scope.clone();
+            if let Some((item, fields)) = self.set_of_rows(&scope) {
+                source.from = format!("{} {item}", source.from);
+                source.scope.extend(fields);
+            }
+        }
         if self.rng.chance(20) {
             source.conditions.extend(self.nested_condition(&source.scope.clone()));
         }
         source
     }
 
-    fn join(&mut self, source: &mut Source, depth: usize) {
-        let (item, fields) = self.item(depth.saturating_sub(1));
-        let pairs: Vec<(Field, Field)> = source
-            .scope
-            .iter()
-            .flat_map(|l| fields.iter().map(move |r| (l.clone(), r.clone())))
-            .filter(|(l, r)| l.join && r.join && l.ty.compares_with(r.ty))
-            .collect();
-        if pairs.is_empty() {
-            return;
-        }
-        let (left, right) = self.rng.pick(&pairs).clone();
-        let mut on = vec![format!("{} = {}", left.sql, right.sql)];
-        if self.rng.chance(15) {
-            let (left, right) = self.rng.pick(&pairs).clone();
-            on.push(format!("{} = {}", left.sql, right.sql));
-        }
-        let mut both = source.scope.clone();
-        both.extend(fields.iter().cloned());
-        let unique = source.scope.iter().filter(|f| f.name == right.name).count() == 1;
-        let form = self.rng.below(11);
-        match form {
-            _ if source.comma || form < 2 => {
-                // Comma join: it binds weaker than JOIN, so it is written in front.
-                source.from = format!("{item}, {}", source.from);
-                source.conditions.extend(on);
-                source.comma = true;
-            }
-            2 | 3 if unique && left.name == right.name => {
-                let kind = self.rng.pick(&["join", "left join"]);
-                source.from = format!("{} {kind} {item} using ({})", source.from, left.name);
-            }
-            10 => {
-                source.from = format!("{} full join {item} on {}", source.from, on.join(" and "));
-            }
-            4..=6 => {
-                if self.rng.chance(20) {
-                    // Both sides, by what only the server computes.
-                    on.push(format!("({}::text || {}::text) <> '11'", left.sql, right.sql));
-                }
-                if self.rng.chance(40) {
-                    on.push(residual(self.rng, &both));
-                }
-                if self.rng.chance(20) {
-                    on.push(condition(self.rng, &fields));
-                }
-                source.from = format!("{} left join {item} on {}", source.from, on.join(" and "));
-            }
-            _ => {
-                if self.rng.chance(25) {
-                    on.push(condition(self.rng, &both));
-                }
-                source.from = format!("{} join {item} on {}", source.from, on.join(" and "));
-            }
-        }
-        source.scope = both;
-    }
-
-    fn projection(&mut self, depth: usize) -> Query {
+    pub(super) fn projection(&mut self, depth: usize) -> Query {
         let source = self.source(depth);
         let mut list = Vec::new();
         for _ in 0..1 + self.rng.below(5) {
@@ -200,6 +157,12 @@ impl Grammar<'_> {
         }
         if self.rng.chance(20) {
             list.extend(self.nested_scalar(&source.scope));
+        }
+        if self.rng.chance(12) {
+            list.extend(self.composed(&source));
+        }
+        if self.rng.chance(8) {
+            list.extend(self.sets_of_values(&source.scope));
         }
         // Often with what later queries can join by, and sometimes with every column, keys included.
         if self.rng.chance(50) {
@@ -221,7 +184,7 @@ impl Grammar<'_> {
     }
 
     /// An expression whose type has equality.
-    fn groupable(&mut self, scope: &[Field]) -> Scalar {
+    pub(super) fn groupable(&mut self, scope: &[Field]) -> Scalar {
         for _ in 0..20 {
             let value = scalar(self.rng, scope);
             // A float that was summed is equal to its twin only nearly.
@@ -232,7 +195,7 @@ impl Grammar<'_> {
         Scalar { sql: Ty::Int4.literal(self.rng), ty: Ty::Int4, image: Image::Exact, join: false }
     }
 
-    fn aggregation(&mut self, depth: usize) -> Query {
+    pub(super) fn aggregation(&mut self, depth: usize) -> Query {
         let source = self.source(depth);
         let mut list = Vec::new();
         let mut groups: Vec<String> = Vec::new();
@@ -289,11 +252,16 @@ impl Grammar<'_> {
         Scalar { sql: "1".to_owned(), ty: Ty::Int4, image: Image::Exact, join: false }
     }
 
-    fn aggregate(&mut self, scope: &[Field]) -> Scalar {
+    pub(super) fn aggregate(&mut self, scope: &[Field]) -> Scalar {
         let numbers: Vec<&Field> =
             scope.iter().filter(|f| f.ty.is_int() || f.ty.is_numeric() || f.ty == Ty::Float8).collect();
         let exact = |sql: String, ty| Scalar { sql, ty, image: Image::Exact, join: false };
         let mut suffix = "";
+        if self.rng.chance(8)
+            && let Some(list) = self.ordered_list(scope)
+        {
+            return list;
+        }
         let mut value = match self.rng.below(10) {
             0 => exact("count(*)".to_owned(), Ty::Int8),
             1 => exact(format!("count({})", scalar(self.rng, scope).sql), Ty::Int8),
@@ -398,12 +366,18 @@ impl Grammar<'_> {
 }
 
 /// As a group key or an extreme: of numerics only the value is determined.
-fn grouped(value: Scalar) -> Scalar {
+pub(super) fn grouped(value: Scalar) -> Scalar {
     let ambiguous = value.ty == Ty::Numeric && value.image == Image::Exact;
     Scalar { image: if ambiguous { Image::Value } else { value.image }, ..value }
 }
 
-fn build(verb: &str, list: Vec<Scalar>, source: &Source, tail: &str) -> Query {
+/// The alias of an item whose whole row can be mentioned: a stream table's has a number besides.
+pub(super) fn whole(item: &str) -> Option<String> {
+    let (reference, alias) = item.rsplit_once(" as ")?;
+    (!reference.starts_with('@') && !item.starts_with("lateral")).then(|| alias.to_owned())
+}
+
+pub(super) fn build(verb: &str, list: Vec<Scalar>, source: &Source, tail: &str) -> Query {
     let columns = list.iter().map(|s| (s.ty, s.image)).collect();
     let joins = list.iter().map(|s| s.join).collect();
     let items: Vec<String> = list.iter().enumerate().map(|(i, s)| format!("{} as o{i}", s.sql)).collect();

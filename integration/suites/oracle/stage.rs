@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use super::forms::FUNCTIONS;
 use super::prng::Prng;
 use super::query::{Grammar, Query, Relation};
 use super::scalar::{Field, Image};
@@ -75,7 +76,7 @@ pub fn relation(table: &Table) -> Relation {
 impl Stage {
     /// Tables and rows; the sequence table that every transaction writes to.
     pub fn begin(seed: u64, tables: Vec<Table>, load: Vec<String>) -> Stage {
-        let ddl = format!("create table log_seq (id int8 primary key);\n{}", ddl(&tables));
+        let ddl = format!("create table log_seq (id int8 primary key);{FUNCTIONS}{}", ddl(&tables));
         Stage { seed, tables, ddl, views: Vec::new(), streams: Vec::new(), load }
     }
 

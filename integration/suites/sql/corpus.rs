@@ -8,13 +8,29 @@ use crate::harness::{Server, for_each_major};
 const SHOP: Schema = Schema {
     script: &[
         "update orders set status = 'shipped', shipped_at = placed_at + interval '3 days' where status = 'paid'",
+        "update payments set method = 'bitcoin' where id % 11 = 0",
     ],
     ..Schema::new("shop", include_str!("corpus/shop_schema.sql"))
 };
-const SAAS: Schema = Schema::new("saas", include_str!("corpus/saas_schema.sql"));
-const FINANCE: Schema = Schema::new("finance", include_str!("corpus/finance_schema.sql"));
+const SAAS: Schema = Schema {
+    script: &["update usage_daily set value = value + 3000 where metric = 'api' and value > 60"],
+    ..Schema::new("saas", include_str!("corpus/saas_schema.sql"))
+};
+const FINANCE: Schema = Schema {
+    script: &[
+        "update invoices set paid_on = issued + 9 where party_id in (3, 4, 5)",
+        "update fx set rate = rate + 0.5; update staff set salary = salary + 100",
+        "update invoices set party_id = (select p.id from parties p order by p.id offset invoices.id % 4 limit 1), amount = 100, issued = date '2024-02-01' + id % 20 where id % 5 = 0",
+    ],
+    ..Schema::new("finance", include_str!("corpus/finance_schema.sql"))
+};
 const FIELD: Schema = Schema {
-    script: &["update readings set at = at + interval '9 days' where device_id % 5 = 0"],
+    script: &[
+        "update readings set at = at + interval '9 days' where device_id % 5 = 0",
+        "update readings set value = value + 500 where metric = 'temp' and device_id % 4 = 0; delete from edges where src in (2, 7)",
+        "insert into shifts select person_id, day, starts, ends, slot from shifts where person_id < 5;
+         insert into shifts select person_id, day, starts + interval '1 hour', ends, slot from shifts where person_id between 5 and 9",
+    ],
     ..Schema::new("field", include_str!("corpus/field_schema.sql"))
 };
 

@@ -3,7 +3,8 @@
 //!
 //! Each stream table is created with AUTO. After each burst of transactions it is compared with its query, both ways and in
 //! one snapshot; at the end its refresh mode must be the expected one. A stream table that stands still with an error is
-//! right only when PostgreSQL refuses the query with the same SQLSTATE. `PGTRICKLE_SQL_ONLY=name,..` runs only those cases;
+//! right only when PostgreSQL refuses the query with the same SQLSTATE. Its columns have the types, lengths and collations
+//! of its query's. A case whose answer has no row at any time, or never changes, is a complaint. `PGTRICKLE_SQL_ONLY=name,..` runs only those cases;
 //! `PGTRICKLE_SQL_SEED` chooses other random changes.
 
 mod corpus;
@@ -24,6 +25,7 @@ use tokio_postgres::Client;
 use crate::harness::oracle::{difference, difference_of_text};
 use crate::harness::wait::wait_until;
 use crate::harness::{SOON, Server, Sidecar, TestDatabase};
+use report::listed;
 pub use report::{Outcome, Report};
 use workload::Workload;
 
@@ -129,10 +131,9 @@ pub async fn examine(server: &Server, schema: &Schema, cases: &[Case]) -> Report
     report
 }
 
-/// Cases that may be recomputed, one name a line; `#` begins a comment.
+/// Cases that may be recomputed.
 fn is_pending(case: &Case) -> bool {
-    let names = include_str!("pending.txt").lines().filter_map(|line| line.split('#').next());
-    names.map(str::trim).any(|name| name == case.name)
+    listed(include_str!("pending.txt"), case.name)
 }
 
 fn chosen(cases: &[Case]) -> Vec<Case> {
@@ -195,7 +196,43 @@ async fn look(app: &Client, cases: &[Case], report: &mut Report, when: &str) {
             state(app, case, outcome).await;
             answer = compare(app, case, outcome).await;
         }
+        if answer.is_ok() && outcome.status == "ACTIVE" {
+            outcome.contents.insert(contents(app, case.name).await);
+        }
+        let answer = match answer {
+            Ok(()) => same_columns(app, case.name).await,
+            wrong => wrong,
+        };
         outcome.wrong = answer.err().map(|what| format!("{when}: {what}"));
+    }
+}
+
+/// Number of rows and a hash of them.
+async fn contents(app: &Client, name: &str) -> (i64, i64) {
+    let sql =
+        format!("select count(*), coalesce(sum(hashtext(s::text)::bigint), 0)::bigint from {name} as s");
+    let row = app.query_one(&sql, &[]).await.expect("the stream table's rows");
+    (row.get(0), row.get(1))
+}
+
+/// Types, lengths and collations of the stored columns are those of the query's.
+async fn same_columns(app: &Client, name: &str) -> Result<(), String> {
+    const SQL: &str = "with t as (select pgt_relid as stored, query_view as query from pgtrickle.stream_tables_info
+              where pgt_name = $1 and pgt_schema = 'app'),
+          both_sides as (select a.attrelid = t.stored as is_stored, a.attname, a.atttypid, a.atttypmod, a.attcollation
+              from t join pg_attribute a on a.attrelid in (t.stored, t.query)
+              where a.attnum > 0 and not a.attisdropped and a.attname <> '__pgt_row_id')
+        select count(*) filter (where is_stored), count(*) filter (where not is_stored),
+          string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), nullif(attcollation, 0)::regcollation), ', '
+              order by attname) filter (where (attname, atttypid, atttypmod, attcollation) in (
+                  select attname, atttypid, atttypmod, attcollation from both_sides group by 1, 2, 3, 4 having count(*) <> 2))
+        from both_sides";
+    let row = app.query_one(SQL, &[&name]).await.expect("the columns of both sides");
+    let (stored, query): (i64, i64) = (row.get(0), row.get(1));
+    match row.get::<_, Option<String>>(2) {
+        Some(odd) => Err(format!("the columns of the stream table and of its query differ: {odd}")),
+        None if stored == 0 || stored != query => Err(format!("has {stored} columns, its query {query}")),
+        None => Ok(()),
     }
 }
 

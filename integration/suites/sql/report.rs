@@ -1,6 +1,6 @@
 //! What became of the cases of a suite.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 
@@ -17,6 +17,8 @@ pub struct Outcome {
     pub error: String,
     /// The first wrong answer: when and how.
     pub wrong: Option<String>,
+    /// Contents that were compared, each as its number of rows and a hash.
+    pub contents: BTreeSet<(i64, i64)>,
 }
 
 /// All cases of a suite, in their order.
@@ -90,6 +92,28 @@ impl Report {
     }
 }
 
+/// Answers that show little: none had a row, or all were the same. Those that can't be otherwise are in `idle.txt`.
+/// The scripts are made for the usual seed; what another one changes is left to chance.
+fn idle(case: &Case, outcome: &Outcome) -> Option<String> {
+    if std::env::var_os("PGTRICKLE_SQL_SEED").is_some() {
+        return None;
+    }
+    if outcome.wrong.is_some() || outcome.contents.is_empty() || listed(include_str!("idle.txt"), case.name) {
+        return None;
+    }
+    let rows = outcome.contents.iter().map(|(rows, _)| *rows).max().unwrap_or_default();
+    match (rows, outcome.contents.len()) {
+        (0, _) => Some("never had a row".to_owned()),
+        (_, 1) => Some("never changed".to_owned()),
+        _ => None,
+    }
+}
+
+/// Whether a list names the case, one name a line; `#` begins a comment.
+pub fn listed(list: &str, name: &str) -> bool {
+    list.lines().filter_map(|line| line.split('#').next()).any(|line| line.trim() == name)
+}
+
 fn refusal(case: &Case) -> bool {
     matches!(case.expect, Expect::Refused(_))
 }
@@ -106,6 +130,10 @@ fn complaint(case: &Case, outcome: &Outcome) -> Option<String> {
         }
         _ => None,
     };
-    let what = [what, outcome.wrong.clone()].into_iter().flatten().collect::<Vec<_>>().join("\n    ");
+    let what = [what, outcome.wrong.clone(), idle(case, outcome)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join("\n    ");
     (!what.is_empty()).then(|| format!("- {}: {what}\n    {}", case.name, case.query))
 }

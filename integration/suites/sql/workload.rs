@@ -253,10 +253,11 @@ fn shifted(column: &Column, expression: &str, rng: &mut Prng) -> String {
     }
 }
 
-/// A condition for about this many rows, the same for the same data.
+/// A condition for this many rows, chosen by what they hold: where they are stored is up to autovacuum, and the same seed
+/// shall make the same changes. Of exact duplicates any will do.
 fn some_rows(table: &Table, place: usize, rows: usize) -> String {
     let name = &table.name;
     format!(
-        "(tableoid, ctid) in (select tableoid, ctid from {name} order by md5(tableoid::text || ctid::text || '{place}') limit {rows})"
+        "(tableoid, ctid) in (select chosen.tableoid, chosen.ctid from {name} as chosen order by md5(chosen::text || '{place}') limit {rows})"
     )
 }

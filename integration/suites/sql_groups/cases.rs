@@ -274,7 +274,7 @@ pub const CASES: &[Case] = &[
     ("group_composite", "select p, count(*) as n from t group by p"),
     ("group_collation", "select count(*) as n, min(id) as i from t group by c"),
     ("group_other_collation", "select count(*) as n, min(id) as i from t group by e collate ci"),
-    ("group_c_of_ci", "select c collate \"C\" as k, count(*) as n from t group by 1"),
+    ("group_collation_c_of_ci", "select c collate \"C\" as k, count(*) as n from t group by 1"),
     (
         "window_other_collation",
         "select id, count(*) over (partition by c collate \"C\") as n, count(*) over (partition by e collate ci) as m from t",
@@ -312,11 +312,51 @@ pub const CASES: &[Case] = &[
     ("exists_in_array", "select t.id from t where exists (select 1 from unnest(t.a) x where x = t.g)"),
 ];
 
-/// Refused, with a word of the reason.
-pub const REFUSED: &[Case] = &[
-    ("limit_subquery", "select id from t order by id limit (select 3)"),
-    ("volatile", "select g, sum(v + random()) over () as s from t"),
+/// For [`ICU_CASES`]; a server that is built without ICU refuses it.
+pub const ICU: &str = "
+    create table w (id int primary key, g int, i text collate \"en-x-icu\");
+    create type spread as range (subtype = text, collation = \"en-x-icu\");
+    insert into w select i, i % 3, (array['a', 'B', 'b', 'A', 'ä', 'z', 'Z', 'cote', 'coté', 'côte', 'côté', 'co-op', null])[1 + i * 5 % 13]
+        from generate_series(1, 30) i;";
+
+/// Text in the order of a language, which is not that of its bytes.
+pub const ICU_CASES: &[Case] = &[
+    ("icu_min_max", "select g, min(i) as lo, max(i) as hi, count(distinct i) as n from w group by g"),
+    ("icu_top", "select id, i from w order by i desc nulls last, id limit 5"),
+    ("icu_top_ties", "select id, i from w order by i fetch first 6 rows with ties"),
+    ("icu_first_of_each", "select distinct on (g) g, i, id from w order by g, i, id"),
+    (
+        "icu_windows",
+        "select id, row_number() over (partition by g order by i, id) as n, rank() over (order by i desc) as r, \
+         lag(i) over (partition by g order by i, id) as before, max(i) over (partition by g order by id rows 2 preceding) as m from w",
+    ),
+    ("icu_between", "select id, i from w where i > 'b' and i <= 'coté' or i between 'X' and 'z'"),
+    ("icu_compared", "select a.id, b.id as other from w a join w b on a.g = b.g and a.i < b.i"),
+    ("icu_outer", "select a.id, b.id as other from w a left join w b on a.i >= b.i and b.id < 5"),
+    ("icu_any", "select id from w where i > any (select i from w where g = 1)"),
+    ("icu_greatest", "select id, greatest(i, 'côte') as g, least(i, 'B') as l from w"),
+    (
+        "icu_ordered_list",
+        "select g, string_agg(i, ',' order by i, id) as s, array_agg(distinct i order by i desc) as a from w group by g",
+    ),
+    (
+        "icu_percentile",
+        "select g, percentile_disc(0.5) within group (order by i) as m, mode() within group (order by i) as o from w group by g",
+    ),
+    ("icu_groups", "select i, count(*) as n from w group by i having i > 'a'"),
+    (
+        "icu_in_range",
+        "select id, spread('B', 'côté') @> i as inside, spread(least(i, 'm'), 'm') * spread('c', null) as s from w",
+    ),
+    ("icu_ranges", "select g, range_agg(spread(least(i, 'k'), 'k')) as r from w group by g"),
+    (
+        "icu_beside_c",
+        "select id, rank() over (order by i collate \"C\") as c, rank() over (order by i) as u from w",
+    ),
 ];
+
+/// Refused, with a word of the reason.
+pub const REFUSED: &[Case] = &[("volatile", "select g, sum(v + random()) over () as s from t")];
 
 /// Queries that show one of several equal values: PostgreSQL may show another one.
 pub const CHOICE: &[&str] = &[

@@ -1,13 +1,11 @@
 //! The SQL form of each expression node (`get_rule_expr` of the server, but with nothing left implicit).
 
+use super::rows::RECORD;
 use super::types::{first, length_coercion};
 use super::{Scope, names, type_of, typmod_of};
 use crate::analyzer::facts::Type;
 use crate::analyzer::node::{Node, Value};
 use crate::error::{Error, Result};
-
-/// `pg_type.oid` of `record`.
-const RECORD: u32 = 2249;
 
 fn odd(node: &Node) -> Error {
     Error::unsupported(format!("expression node {} has an unexpected form", node.tag))

@@ -10,9 +10,11 @@ mod constants;
 mod forms;
 mod names;
 mod numeric;
+mod rows;
 mod types;
 
 pub use names::{collate_clause, operator_name, quote_identifier, quote_literal, type_name};
+pub(super) use rows::{RECORD, RECORD_ARRAY};
 pub(super) use types::length_coercion;
 pub use types::{collation_of, type_of, typmod_of};
 
@@ -80,6 +82,7 @@ impl Scope<'_> {
             "MINMAXEXPR" => self.min_max(node),
             "ARRAYEXPR" => self.array(node),
             "ROWEXPR" => self.row(node),
+            "NAMEDROW" => self.named_row(node),
             "ROWCOMPAREEXPR" => self.row_comparison(node),
             "SUBSCRIPTINGREF" => self.subscript(node),
             "FIELDSELECT" => self.field(node),

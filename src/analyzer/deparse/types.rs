@@ -24,11 +24,12 @@ pub fn type_of(node: &Node) -> Result<u32> {
         "COALESCEEXPR" => "coalescetype",
         "MINMAXEXPR" => "minmaxtype",
         "ARRAYEXPR" => "array_typeid",
-        "ROWEXPR" => "row_typeid",
+        "ROWEXPR" | "NAMEDROW" => "row_typeid",
         "SUBSCRIPTINGREF" => "refrestype",
         "FIELDSELECT" | "RELABELTYPE" | "COERCEVIAIO" | "CONVERTROWTYPEEXPR" | "ARRAYCOERCEEXPR"
         | "COERCETODOMAIN" => "resulttype",
         "COLLATEEXPR" | "NAMEDARGEXPR" => return type_of(node.node("arg")?),
+        "SUBPLAN" => "resulttype",
         "CASETESTEXPR" | "COERCETODOMAINVALUE" => "typeId",
         "SQLVALUEFUNCTION" => "type",
         tag => return Err(unsupported_tag(tag)),

@@ -299,6 +299,16 @@ impl Translator<'_> {
         if name == "count" && constant && node.list("aggdistinct").is_empty() {
             return Ok(Some(star));
         }
+        // A whole row is NULL only where an outer join found none.
+        if name == "count" && argument.tag == "NAMEDROW" && node.list("aggdistinct").is_empty() {
+            let counted = |present: &Node| Call {
+                function: AggregateFunction::Count,
+                argument: Some(present.clone()),
+                filter,
+                distinct: None,
+            };
+            return Ok(Some(argument.optional_node("present").map_or(star, counted)));
+        }
         let function = match name {
             "count" => Some(AggregateFunction::Count),
             "min" => kernels::order_of(ty.class, rules.bytewise).map(AggregateFunction::Min),

@@ -77,6 +77,7 @@ impl Translator<'_> {
             Kind::Exists => self.exists_value(target, &call)?,
             Kind::Scalar | Kind::Row => self.row_value(target, &call)?,
             Kind::Any | Kind::All => self.quantified_value(target, &call)?,
+            Kind::Array => self.array_value(target, &call)?,
         };
         target.done.push((node.clone(), value.clone()));
         Ok(value)
@@ -92,7 +93,7 @@ impl Translator<'_> {
         Ok(Stage::new(Rel::Distinct { input, keys }, types).with_outer(0))
     }
 
-    fn answer_for(&mut self, target: &Target, call: &Call, more: &[Node]) -> Step<Stage> {
+    pub(super) fn answer_for(&mut self, target: &Target, call: &Call, more: &[Node]) -> Step<Stage> {
         let width = target.base.columns.len();
         let mut old = true;
         call.args.iter().chain(more).for_each(|n| {
@@ -148,7 +149,7 @@ impl Translator<'_> {
     }
 
     /// Adds a computed boolean column to the target.
-    fn computed(&self, target: &mut Target, expr: Expr) -> Node {
+    pub(super) fn computed(&self, target: &mut Target, expr: Expr) -> Node {
         let ty = types::info(self.facts(), 16, -1, 0);
         let mut exprs = columns(target.stage.columns.len());
         exprs.push(expr);
@@ -159,7 +160,8 @@ impl Translator<'_> {
     }
 
     fn exists_value(&mut self, target: &mut Target, call: &Call) -> Step<Node> {
-        if let Some(Plain { rows: right, conditions, .. }) = self.plain(call, false)? {
+        if let Some(Plain { rows: (below, rows), conditions, fallible, .. }) = self.plain(call, false)? {
+            let right = (below, self.filter_all(rows, fallible)?);
             let entries = BTreeSet::from([LEFT]);
             let equalities: Option<Vec<_>> =
                 conditions.iter().map(|c| self.equality(&c.node, &entries, &right.0)).collect();
@@ -247,7 +249,10 @@ impl Translator<'_> {
         let test = self.test(call)?;
         let (left, right) = (BTreeSet::from([LEFT]), BTreeSet::from([ANSWER]));
         let Some(e) = self.comparison(&test, &left, &right, wanted) else {
-            return self.tested_value(target, call, any);
+            return match self.ordered(&test) {
+                Some(ordered) => self.extreme_value(target, call, any, ordered),
+                None => self.tested_value(target, call, any),
+            };
         };
         let answer = self.answer_for(target, call, &[])?;
         let visible = answer.visible();

@@ -37,6 +37,7 @@ const KNOWN: &[&str] = &[
     "FIELDSELECT",
     "NAMEDARGEXPR",
     "CONVERTROWTYPEEXPR",
+    "NAMEDROW",
 ];
 
 /// Refuses `node` if anything in it keeps its value from being a function of the row.

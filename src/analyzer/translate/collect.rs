@@ -74,6 +74,13 @@ impl Translator<'_> {
         let mut inputs = Vec::with_capacity(used.len());
         for &column in used {
             let ty = &stage.columns[column];
+            if matches!(ty.oid, deparse::RECORD | deparse::RECORD_ARRAY) {
+                return Err(Refusal::new(
+                    "unsupported.anonymous_row",
+                    "a row without a type of its own would have to be kept: PostgreSQL can't read its text back",
+                )
+                .hint("cast it to a type made with CREATE TYPE"));
+            }
             let type_name = deparse::type_name(self.facts(), ty.oid, ty.typmod)?;
             let collate = deparse::collate_clause(self.facts(), ty.oid, ty.collation)?;
             inputs.push(RemoteInput { column, type_name, collate });

@@ -11,7 +11,7 @@ use crate::plan::{JoinKey, JoinKind, Rel};
 use crate::row::key::KeyForm;
 use crate::row::{TypeClass, TypeInfo};
 
-use super::from::entries_of;
+use super::from::sides;
 use super::native::{builtin, collation_rules, operator_function};
 use super::refusal::Step;
 use super::select::keep;
@@ -85,18 +85,7 @@ impl Translator<'_> {
         if self.form_of(&ty).is_some() {
             return None;
         }
-        let [a, b]: [&Node; 2] = node.nodes("args").ok()?.try_into().ok()?;
-        let (ea, eb) = (entries_of(a), entries_of(b));
-        if ea.is_empty() || eb.is_empty() {
-            return None;
-        }
-        let (l, r) = if ea.is_subset(left) && eb.is_subset(right) {
-            (a, b)
-        } else if eb.is_subset(left) && ea.is_subset(right) {
-            (b, a)
-        } else {
-            return None;
-        };
+        let (l, r) = sides(node, left, right)?;
         Some(ServerEquality { left: l.clone(), right: r.clone(), ty })
     }
 

@@ -32,6 +32,26 @@ pub(super) fn entries_of(node: &Node) -> BTreeSet<i64> {
     entries
 }
 
+/// The arguments of a binary operator, the one over entries of `left` first; `None` unless each reads one side alone.
+pub(super) fn sides<'n>(
+    node: &'n Node,
+    left: &BTreeSet<i64>,
+    right: &BTreeSet<i64>,
+) -> Option<(&'n Node, &'n Node)> {
+    let [a, b]: [&Node; 2] = node.nodes("args").ok()?.try_into().ok()?;
+    let (ea, eb) = (entries_of(a), entries_of(b));
+    if ea.is_empty() || eb.is_empty() {
+        return None;
+    }
+    if ea.is_subset(left) && eb.is_subset(right) {
+        Some((a, b))
+    } else if eb.is_subset(left) && ea.is_subset(right) {
+        Some((b, a))
+    } else {
+        None
+    }
+}
+
 /// The base entries below a FROM item.
 pub(super) fn entries_below(node: &Node) -> Step<BTreeSet<i64>> {
     Ok(match node.tag.as_str() {

@@ -153,7 +153,7 @@ fn function_columns(query: &Node, rtindex: i64) -> Vec<(i64, TypeInfo)> {
 }
 
 /// Vars below `node` with the number of query levels between.
-fn each_var(node: &Node, depth: i64, visit: &mut impl FnMut(&Node, i64)) {
+pub(super) fn each_var(node: &Node, depth: i64, visit: &mut impl FnMut(&Node, i64)) {
     fn value(v: &Value, depth: i64, visit: &mut impl FnMut(&Node, i64)) {
         match v {
             Value::Node(n) => {

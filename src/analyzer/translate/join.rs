@@ -9,7 +9,7 @@ use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, TypeClass, TypeInfo};
 
 use super::frame::Level;
-use super::from::{Condition, entries_of};
+use super::from::{Condition, sides};
 use super::lateral::Lateral;
 use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
@@ -153,11 +153,7 @@ impl Translator<'_> {
         }
         let args = node.nodes("args")?;
         let [a, b] = args.as_slice() else { return Ok(()) };
-        let (ea, eb) = (entries_of(a), entries_of(b));
-        let across = |x: &BTreeSet<i64>, y: &BTreeSet<i64>| {
-            !x.is_empty() && !y.is_empty() && x.is_subset(left) && y.is_subset(right)
-        };
-        if !across(&ea, &eb) && !across(&eb, &ea) {
+        if sides(node, left, right).is_none() {
             return Ok(());
         }
         let (ta, tb) = (self.type_of(a)?, self.type_of(b)?);
@@ -213,18 +209,7 @@ impl Translator<'_> {
         if !by_text && kernels::comparison(&function.source, rules)?.1 != wanted {
             return None;
         }
-        let [a, b]: [&Node; 2] = node.nodes("args").ok()?.try_into().ok()?;
-        let (ea, eb) = (entries_of(a), entries_of(b));
-        if ea.is_empty() || eb.is_empty() {
-            return None;
-        }
-        let (l, r) = if ea.is_subset(left) && eb.is_subset(right) {
-            (a, b)
-        } else if eb.is_subset(left) && ea.is_subset(right) {
-            (b, a)
-        } else {
-            return None;
-        };
+        let (l, r) = sides(node, left, right)?;
         // The operator's collation decides, and it is deterministic.
         let form = |n: &Node| {
             if by_text {

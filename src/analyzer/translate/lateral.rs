@@ -11,7 +11,7 @@ use super::frame::{Frame, Level, Outer};
 use super::from::{Condition, entries_below, entries_of};
 use super::join::Part;
 use super::refusal::{Refusal, Step};
-use super::stage::{OUTER, Stage};
+use super::stage::{Block, OUTER, Stage, same};
 use super::subquery::free_references;
 use super::{Translator, native, range_table_entry, unknown_form};
 
@@ -106,12 +106,21 @@ impl Translator<'_> {
         let conditions: Vec<Condition> = conditions.into_iter().filter(|c| !always(c)).collect();
         let query = match entry.int("rtekind")? {
             1 => entry.node("subquery")?,
-            // The condition of an outer join would have to be looked at for each pair, before NULLs are put in.
             3 if kind == JoinKind::Inner || (conditions.is_empty() && lateral.conditions.is_empty()) => {
                 let stage = self.with_functions(frame, rtindex, left, kind == JoinKind::Left)?;
                 entries.insert(rtindex);
                 let all = lateral.conditions.into_iter().chain(conditions).collect();
                 return Ok((entries, self.filter_all(stage, all)?));
+            }
+            3 => {
+                return self.apply_functions(
+                    frame,
+                    kind,
+                    (entries, left),
+                    rtindex,
+                    lateral.conditions,
+                    conditions,
+                );
             }
             _ => return Err(odd()),
         };
@@ -131,11 +140,57 @@ impl Translator<'_> {
             })
             .collect();
         let visible = right.visible();
-        let mut right = right.named(rtindex, (1..).take(visible).collect());
+        let right = right.named(rtindex, (1..).take(visible).collect());
+        let mut right = self.with_presence(frame, rtindex, right)?;
         right.blocks.retain(|b| b.rtindex != OUTER);
         let right = self.filter_all(right, lateral.conditions)?;
         let right_entries = BTreeSet::from([rtindex]);
         let stage = self.join(kind, (entries.clone(), left), (right_entries, right), conditions, keys)?;
+        entries.insert(rtindex);
+        Ok((entries, stage))
+    }
+
+    /// Joins the rows of functions to those of `left` that they read, under conditions that are looked at for each pair
+    /// before NULLs are put in: the functions are computed for the distinct values that they read.
+    fn apply_functions(
+        &mut self,
+        frame: &Level,
+        kind: JoinKind,
+        left: Part,
+        rtindex: i64,
+        own: Vec<Condition>,
+        conditions: Vec<Condition>,
+    ) -> Step<Part> {
+        let (mut entries, left) = left;
+        let mut nodes: Vec<Node> = Vec::new();
+        self.function_calls(frame, rtindex)?.walk(&mut |n| {
+            if n.tag == "VAR" && !nodes.iter().any(|known| same(known, n)) {
+                nodes.push(n.clone());
+            }
+        });
+        let placed = nodes.iter().map(|n| left.place(n)).collect::<Step<Vec<_>>>()?;
+        let mut domain = self.domain(&left, &placed)?;
+        domain.blocks.clear();
+        for (start, node) in nodes.iter().enumerate() {
+            let attribute =
+                i16::try_from(node.int("varattno")?).map_err(|_| unknown_form("a column's number"))?;
+            domain.blocks.push(Block { rtindex: node.int("varno")?, start, attributes: vec![attribute] });
+        }
+        let mut right = self.with_functions(frame, rtindex, domain, false)?;
+        right.blocks.retain(|b| b.rtindex == rtindex);
+        let right = self.filter_all(right, own)?;
+        let (left, positions) = self.columns_for(left, &placed)?;
+        let keys = positions.into_iter().enumerate();
+        let keys = keys
+            .map(|(right, left_column)| JoinKey {
+                left: left_column,
+                right,
+                form: KeyForm::by_image(&left.columns[left_column]),
+                nulls_match: true,
+            })
+            .collect();
+        let part = (BTreeSet::from([rtindex]), right);
+        let stage = self.join(kind, (entries.clone(), left), part, conditions, keys)?;
         entries.insert(rtindex);
         Ok((entries, stage))
     }

@@ -6,17 +6,21 @@
 //! `prune` and the key derivation.
 
 mod aggregate;
+mod array;
 mod attach;
 mod check;
 mod collect;
 mod compute;
 mod constants;
+mod cycle;
 mod equality;
+mod extremes;
 mod frame;
 mod from;
 mod functions;
 mod grouping_sets;
 mod hashed;
+mod inline;
 mod join;
 mod kernels;
 mod lateral;
@@ -32,11 +36,13 @@ mod source;
 mod stage;
 mod subquery;
 mod types;
+mod whole_row;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::deparse::{RECORD, RECORD_ARRAY};
 use super::facts::Facts;
 use super::node::{Node, Value};
 use crate::plan::key::KeyFacts;
@@ -92,7 +98,7 @@ pub fn translate(inputs: Inputs<'_>, query: &Node) -> Step<Translated> {
         recursions: Vec::new(),
         depth: 0,
     };
-    let stage = translator.query(&Frame::top(query))?;
+    let stage = translator.query(&Frame::top(&inline::correlated_ctes(query)?))?;
     let Translator { notices, mut upstreams, remote, .. } = translator;
     upstreams.sort_unstable();
     upstreams.dedup();
@@ -148,7 +154,7 @@ impl<'a> Translator<'a> {
         let entries = self.entries(query)?;
         if query.optional_node("setOperations").is_some() {
             let stage = self.set_operation(frame)?;
-            return self.finish(query, &entries, stage);
+            return self.finish(frame, &entries, stage);
         }
         let tree = query.node("jointree")?;
         let mut conditions = Vec::new();
@@ -173,7 +179,7 @@ impl<'a> Translator<'a> {
         };
         let (stage, targets) = self.windows(query, &entries, stage, targets)?;
         let stage = self.select(stage, &targets)?.with_outer(entries.len());
-        self.finish(query, &entries, stage)
+        self.finish(frame, &entries, stage)
     }
 
     /// `node` with join columns and group references replaced by what they stand for, so that every Var names a base
@@ -183,6 +189,7 @@ impl<'a> Translator<'a> {
             "VAR" => self.expand_var(frame, n).map(Some),
             "SUBLINK" => self.subplan(frame, n).map(Some),
             "AGGREF" if n.int("agglevelsup")? != 0 => self.outer_reference(frame, n).map(Some),
+            "NULLTEST" if n.bool("argisrow") => self.row_null_test(frame, n),
             _ => Ok(None),
         })
     }
@@ -202,16 +209,18 @@ impl<'a> Translator<'a> {
             _ => None,
         };
         if attribute == 0 {
-            return Err(Refusal::new(
-                "unsupported.whole_row",
-                format!("the query refers to a whole row of {}", entry_name(entry)),
-            )
-            .hint("name the columns instead"));
+            return self.whole_row(frame, var);
         }
         if attribute < 0 {
             return Err(Refusal::new(
                 "unsupported.system_column",
                 format!("the query refers to a system column of {}", entry_name(entry)),
+            ));
+        }
+        if entry.int("rtekind")? == 6 && matches!(var.oid("vartype")?, RECORD | RECORD_ARRAY) {
+            return Err(Refusal::new(
+                "unsupported.recursive_query",
+                "the query reads the column of SEARCH or the path of CYCLE, which are for sorting",
             ));
         }
         if let Some(field) = alias {

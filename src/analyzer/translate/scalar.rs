@@ -47,7 +47,7 @@ impl Translator<'_> {
             return Ok(None);
         }
         let Some(plain) = self.plain(call, true)? else { return Ok(None) };
-        let Plain { frame, rows: (entries, rows), conditions } = plain;
+        let Plain { frame, rows: (entries, rows), conditions, .. } = plain;
         let left = BTreeSet::from([LEFT]);
         let equalities: Option<Vec<_>> =
             conditions.iter().map(|c| self.equality(&c.node, &left, &entries)).collect();

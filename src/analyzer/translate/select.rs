@@ -5,7 +5,7 @@ use crate::analyzer::deparse;
 use crate::analyzer::node::{Node, Value};
 use crate::analyzer::{volatility, window};
 use crate::kernel::{self, Scratch};
-use crate::plan::expr::{Comparison, Expr, Kernel, Order};
+use crate::plan::expr::{Comparison, Expr, IntWidth, Kernel, Order};
 use crate::plan::{GroupForm, GroupKey, Rel, RemoteExpr, SortKey};
 use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, TypeInfo};
@@ -14,7 +14,7 @@ use super::collect::{Sql, as_scalar, returns_set};
 use super::native::{builtin, collation_rules, compile};
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, column_node, placed_column, rewrite, same};
-use super::{Translator, check, kernels, types, unknown_form};
+use super::{Level, Translator, check, kernels, types, unknown_form};
 
 const INT8: u32 = 20;
 /// Parts into which rows are spread that only the server can order.
@@ -28,12 +28,14 @@ struct Clauses {
     distinct_on: bool,
     offset: u64,
     limit: Option<u64>,
+    /// OFFSET and LIMIT whose values are computed with the query.
+    computed: Option<(Option<Node>, Option<Node>)>,
     with_ties: bool,
 }
 
 impl Clauses {
     fn needs_order(&self) -> bool {
-        self.distinct_on || self.limit.is_some() || self.offset > 0
+        self.distinct_on || self.computed.is_some() || self.limit.is_some() || self.offset > 0
     }
 }
 
@@ -65,38 +67,34 @@ impl Translator<'_> {
     }
 
     fn clauses(&self, query: &Node) -> Step<Clauses> {
-        let bound = |field: &str| match query.optional_node(field) {
-            None => Ok(None),
-            Some(node) => self.row_count(node),
-        };
+        let (offset, limit) = (query.optional_node("limitOffset"), query.optional_node("limitCount"));
         let distinct = !query.list("distinctClause").is_empty();
         let distinct_on = query.bool("hasDistinctOn");
-        Ok(Clauses {
+        let clauses = Clauses {
             distinct: distinct && !distinct_on,
             distinct_on,
-            offset: bound("limitOffset")?.unwrap_or(0),
-            limit: bound("limitCount")?,
+            offset: 0,
+            limit: None,
+            computed: None,
             with_ties: query.field("limitOption") == &Value::Int(1),
-        })
+        };
+        let value = |node: Option<&Node>| node.map_or(Ok(Some(None)), |n| self.row_count(n));
+        match (value(offset)?, value(limit)?) {
+            (Some(offset), Some(limit)) => Ok(Clauses { offset: offset.unwrap_or(0), limit, ..clauses }),
+            _ => Ok(Clauses { computed: Some((offset.cloned(), limit.cloned())), ..clauses }),
+        }
     }
 
-    /// The value of a LIMIT or OFFSET expression; NULL is no bound.
-    fn row_count(&self, node: &Node) -> Step<Option<u64>> {
-        let refused = || {
-            Refusal::new(
-                "unsupported.limit",
-                "the value of LIMIT or OFFSET is not known when the query is planned",
-            )
-        };
-        check::scalar(self.facts(), node)?;
-        let expr = compile(self.facts(), node).ok_or_else(refused)?;
+    /// The value of a LIMIT or OFFSET expression, NULL being no bound; `None`: it is computed with the query.
+    fn row_count(&self, node: &Node) -> Step<Option<Option<u64>>> {
+        let Some(expr) = compile(self.facts(), node) else { return Ok(None) };
         let row = kernel::project(&[expr], &[], &mut Scratch::default());
         match row.get(0) {
-            Datum::Null => Ok(None),
+            Datum::Null => Ok(Some(None)),
             Datum::Int(i) => u64::try_from(i)
-                .map(Some)
+                .map(|i| Some(Some(i)))
                 .map_err(|_| Refusal::new("unsupported.limit", "LIMIT and OFFSET must not be negative")),
-            _ => Err(refused()),
+            _ => Ok(None),
         }
     }
 
@@ -214,7 +212,8 @@ impl Translator<'_> {
 
     /// DISTINCT, DISTINCT ON, ORDER BY with LIMIT and OFFSET over a stage with one column per entry, then those of outer
     /// references, per row of which everything happens.
-    pub(super) fn finish(&mut self, query: &Node, entries: &[&Node], stage: Stage) -> Step<Stage> {
+    pub(super) fn finish(&mut self, frame: &Level, entries: &[&Node], stage: Stage) -> Step<Stage> {
+        let query = &frame.query;
         let clauses = self.clauses(query)?;
         let mut stage = stage;
         let outer = entries.len()..stage.columns.len();
@@ -254,7 +253,10 @@ impl Translator<'_> {
             keys.extend(per_row.iter().cloned());
             stage = self.top(stage, keys, &within, (0, Some(1), false))?;
         }
-        if clauses.limit.is_some() || clauses.offset > 0 {
+        if let Some((offset, limit)) = &clauses.computed {
+            let bounds = (offset.as_ref(), limit.as_ref(), clauses.with_ties);
+            stage = self.within(frame, stage, per_row, &order, bounds)?;
+        } else if clauses.limit.is_some() || clauses.offset > 0 {
             if order.is_empty() && clauses.limit != Some(0) {
                 self.notice("LIMIT without ORDER BY: the rows that are first by their text are kept");
             }
@@ -312,28 +314,7 @@ impl Translator<'_> {
                 ..stage
             });
         }
-        let mut used: Vec<usize> = order.iter().map(|(c, _)| *c).collect();
-        used.sort_unstable();
-        used.dedup();
-        let mut items = Vec::with_capacity(order.len());
-        let mut builtin_only = true;
-        for (column, clause) in order {
-            let ty = &stage.columns[*column];
-            let operator = deparse::operator_name(self.facts(), clause.oid("sortop")?)?;
-            let place = used.iter().position(|u| u == column).unwrap_or(0) + 1;
-            let nulls = if clause.bool("nulls_first") { "FIRST" } else { "LAST" };
-            items.push(format!("x.c{place} USING {operator} NULLS {nulls}"));
-            builtin_only &= volatility::builtin_only(&column_node(0, ty), self.facts())
-                && volatility::builtin_only(clause, self.facts());
-        }
-        let order = items.join(", ");
-        let result = types::info(self.facts(), INT8, -1, 0);
-        let expr = |sql: String| RemoteExpr { sql, result: result.clone(), builtin_only };
-        let mut exprs =
-            vec![expr(format!("pg_catalog.row_number() OVER (PARTITION BY x.g ORDER BY {order}, x.o)"))];
-        if with_ties {
-            exprs.push(expr(format!("pg_catalog.rank() OVER (PARTITION BY x.g ORDER BY {order})")));
-        }
+        let (used, exprs) = self.ranks(&stage, order, with_ties)?;
         let width = stage.columns.len();
         let compare = |column: usize, comparison: Comparison, bound: u64| Expr::Call {
             kernel: Kernel::Compare(Order::Int, comparison),
@@ -365,6 +346,90 @@ impl Translator<'_> {
             _ => stage,
         };
         rank(stage, 1, conditions)
+    }
+
+    /// Columns that are sorted by, and the expressions over them that number the rows of a partition by `order`; with ties
+    /// also the rank.
+    fn ranks(
+        &self,
+        stage: &Stage,
+        order: &[(usize, &Node)],
+        with_ties: bool,
+    ) -> Step<(Vec<usize>, Vec<RemoteExpr>)> {
+        let mut used: Vec<usize> = order.iter().map(|(c, _)| *c).collect();
+        used.sort_unstable();
+        used.dedup();
+        let mut items = Vec::with_capacity(order.len());
+        let mut builtin_only = true;
+        for (column, clause) in order {
+            let ty = &stage.columns[*column];
+            let operator = deparse::operator_name(self.facts(), clause.oid("sortop")?)?;
+            let place = used.iter().position(|u| u == column).unwrap_or(0) + 1;
+            let nulls = if clause.bool("nulls_first") { "FIRST" } else { "LAST" };
+            items.push(format!("x.c{place} USING {operator} NULLS {nulls}"));
+            builtin_only &= volatility::builtin_only(&column_node(0, ty), self.facts())
+                && volatility::builtin_only(clause, self.facts());
+        }
+        let order = items.join(", ");
+        let comma = if items.is_empty() { "" } else { ", " };
+        let result = types::info(self.facts(), INT8, -1, 0);
+        let expr = |sql: String| RemoteExpr { sql, result: result.clone(), builtin_only };
+        let mut exprs =
+            vec![expr(format!("pg_catalog.row_number() OVER (PARTITION BY x.g ORDER BY {order}{comma}x.o)"))];
+        if with_ties {
+            exprs.push(expr(format!("pg_catalog.rank() OVER (PARTITION BY x.g ORDER BY {order})")));
+        }
+        Ok((used, exprs))
+    }
+
+    /// As [`Self::top`] with bounds that are computed: all rows are numbered.
+    fn within(
+        &mut self,
+        frame: &Level,
+        stage: Stage,
+        partition: Vec<GroupKey>,
+        order: &[(usize, &Node)],
+        (offset, limit, with_ties): (Option<&Node>, Option<&Node>, bool),
+    ) -> Step<Stage> {
+        let width = stage.columns.len();
+        let (used, exprs) = self.ranks(&stage, order, with_ties)?;
+        let blocks = stage.blocks.clone();
+        let sql = Sql { used, exprs, tail: String::new(), originals: None, spread: 1 };
+        let stage = self.group(stage, partition, GroupForm::Windows, sql)?;
+        let (number, last) = (width, width + usize::from(with_ties));
+        let mut bounds = Vec::new();
+        for node in [offset, limit].into_iter().flatten() {
+            bounds.push(stage.place(&self.expand(frame, node)?)?);
+        }
+        let (stage, columns) = self.columns_for(stage, &bounds)?;
+        let mut columns = columns.into_iter().map(Expr::Column);
+        let mut bound = |node: Option<&Node>| node.and_then(|_| columns.next());
+        let (offset, limit) = (bound(offset), bound(limit));
+        let call = |kernel: Kernel, a: Expr, b: Expr| Expr::Call { kernel, args: vec![a, b] };
+        let compare =
+            |comparison: Comparison, a: Expr, b: Expr| call(Kernel::Compare(Order::Int, comparison), a, b);
+        let error = |text: &[u8]| Expr::Literal(Row::from_datums([Datum::Error(text)]));
+        let mut branches = Vec::new();
+        for (value, text) in [
+            (&offset, &b"2201X:OFFSET must not be negative"[..]),
+            (&limit, &b"2201W:LIMIT must not be negative"[..]),
+        ] {
+            if let Some(value) = value {
+                branches.push((compare(Comparison::Lt, value.clone(), int8(0)), error(text)));
+            }
+        }
+        let skipped = offset.map(|o| Expr::Coalesce(vec![o, int8(0)])).unwrap_or_else(|| int8(0));
+        let mut conditions = vec![compare(Comparison::Gt, Expr::Column(number), skipped.clone())];
+        if let Some(limit) = limit {
+            let past = call(Kernel::IntSub(IntWidth::I8), Expr::Column(last), skipped);
+            let within = compare(Comparison::Le, past, limit.clone());
+            conditions.push(Expr::Or(vec![Expr::IsNull(Box::new(limit)), within]));
+        }
+        let predicate = Expr::Case { branches, otherwise: Box::new(Expr::And(conditions)) };
+        let rel = Rel::Filter { input: Box::new(stage.rel), predicate };
+        let rows: Vec<usize> = (0..width).collect();
+        let stage = keep(Stage { rel, ..stage }, &rows);
+        Ok(Stage { blocks, ..stage })
     }
 
     /// The clause as a native order of a column.

@@ -8,9 +8,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::analyzer::node::Node;
+use crate::analyzer::node::{Node, Value};
 use crate::plan::expr::{Comparison, Expr};
 use crate::plan::{JoinKey, JoinKind, Rel};
+use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
 
 use super::Translator;
@@ -20,7 +21,7 @@ use super::from::Condition;
 use super::join::Part;
 use super::native::compile;
 use super::refusal::Step;
-use super::stage::{ANSWER, LEFT, OUTER, Stage, placed_column, rewrite};
+use super::stage::{ANSWER, LEFT, OUTER, Stage, placed_column, rewrite, var_node};
 use super::subquery::{Call, Kind, has_subplan};
 
 /// A subquery of tables and conditions alone.
@@ -29,6 +30,8 @@ pub(super) struct Plain {
     pub rows: Part,
     /// What joins its rows to those outside.
     pub conditions: Vec<Condition>,
+    /// Conditions on its own rows that can fail, still to be applied.
+    pub fallible: Vec<Condition>,
 }
 
 /// The subquery of a condition, and whether it is negated.
@@ -41,6 +44,22 @@ fn split(node: &Node) -> Option<(&Node, bool)> {
 /// An expression over the columns of a stage as one over [`LEFT`].
 fn over_left(node: &Node) -> Step<Node> {
     rewrite(node, &mut |n| Ok(placed_column(n).map(|_| super::stage::with_fields(n, &[("varno", LEFT)]))))
+}
+
+/// All of the conditions (at least one).
+fn all_of(conditions: Vec<Condition>) -> Node {
+    let mut nodes: Vec<Node> = conditions.into_iter().map(|c| c.node).collect();
+    match (nodes.pop(), nodes.is_empty()) {
+        (Some(only), true) => only,
+        (last, _) => {
+            let args = nodes.into_iter().chain(last).map(|n| Value::Node(Box::new(n))).collect();
+            let fields = vec![
+                ("boolop".to_owned(), Value::Token("and".to_owned())),
+                ("args".to_owned(), Value::List(args)),
+            ];
+            Node { tag: "BOOLEXPR".to_owned(), fields }
+        }
+    }
 }
 
 fn plain_clauses(query: &Node, aggregated: bool) -> bool {
@@ -70,6 +89,13 @@ impl Translator<'_> {
             return Ok(Err(stage));
         }
         let left = BTreeSet::from([LEFT]);
+        // One value decides for all rows.
+        if call.subquery.kind == Kind::Any
+            && call.args.is_empty()
+            && self.ordered(&self.test(&call)?).is_some()
+        {
+            return Ok(Err(stage));
+        }
         match (call.subquery.kind, negated) {
             (Kind::Exists, _) | (Kind::Any, false) => {
                 let kind = if negated { JoinKind::Anti } else { JoinKind::Semi };
@@ -88,8 +114,8 @@ impl Translator<'_> {
     }
 
     fn matching(&mut self, base: &Stage, stage: Stage, call: &Call, kind: JoinKind) -> Step<Stage> {
-        if let Some(Plain { rows, conditions, .. }) = self.plain(call, false)? {
-            return self.reduced(stage, rows, conditions, kind, Vec::new());
+        if let Some(plain) = self.plain(call, false)? {
+            return self.plainly_reduced(stage, plain, kind);
         }
         let answer = self.answer(base, call, &[])?;
         let mut conditions = Vec::new();
@@ -139,6 +165,39 @@ impl Translator<'_> {
         right.blocks.retain(|b| b.rtindex != OUTER);
         let joined = self.join(kind, left, (entries, right), conditions, keys)?;
         Ok(Stage { blocks, ..joined })
+    }
+
+    /// Joins with a plain subquery. A condition of its own that can fail is looked at for the rows that the equalities
+    /// find, as any plan of the server's may: it is a column beside the keys, each pair of which is there once.
+    fn plainly_reduced(&mut self, stage: Stage, plain: Plain, kind: JoinKind) -> Step<Stage> {
+        let Plain { rows: (entries, rows), conditions, fallible, .. } = plain;
+        let left = BTreeSet::from([LEFT]);
+        let equalities: Option<Vec<_>> =
+            conditions.iter().map(|c| self.equality(&c.node, &left, &entries)).collect();
+        let Some(equalities) = equalities.filter(|e| !e.is_empty() && !fallible.is_empty()) else {
+            let rows = self.filter_all(rows, fallible)?;
+            return self.reduced(stage, (entries, rows), conditions, kind, Vec::new());
+        };
+        let mut nodes = equalities.iter().map(|e| rows.place(&e.right)).collect::<Step<Vec<_>>>()?;
+        nodes.push(rows.place(&all_of(fallible))?);
+        let (rows, columns) = self.columns_for(rows, &nodes)?;
+        let types: Vec<TypeInfo> = columns.iter().map(|&c| rows.columns[c].clone()).collect();
+        let flag = types.len() - 1;
+        let mut forms: Vec<KeyForm> = equalities.iter().map(|e| e.form).collect();
+        forms.push(KeyForm::by_image(&types[flag]));
+        let exprs = columns.into_iter().map(Expr::Column).collect();
+        let input = Box::new(Rel::Project { input: Box::new(rows.rel), exprs });
+        let condition = self.condition(var_node(ANSWER, flag, &types[flag]));
+        let attributes = (1..).take(types.len()).collect();
+        let right = Stage::new(Rel::Distinct { input, keys: forms }, types).named(ANSWER, attributes);
+        let named = stage.clone().named_left();
+        let nodes = equalities.iter().map(|e| named.place(&e.left)).collect::<Step<Vec<_>>>()?;
+        let (stage, positions) = self.columns_for(stage, &nodes)?;
+        let keys = positions.into_iter().zip(&equalities).enumerate();
+        let keys = keys
+            .map(|(right, (left, e))| JoinKey { left, right, form: e.form, nulls_match: e.nulls_match })
+            .collect();
+        self.reduced(stage, (BTreeSet::from([ANSWER]), right), vec![condition], kind, keys)
     }
 
     fn not_in(
@@ -235,7 +294,12 @@ impl Translator<'_> {
             }
             joined.push(self.condition(node));
         }
+        let late = |c: &Condition| {
+            // With several tables it may be what joins them.
+            !aggregated && items.len() == 1 && !c.early && !has_subplan(&c.node) && !c.entries.is_empty()
+        };
+        let (fallible, own): (Vec<_>, Vec<_>) = own.into_iter().partition(late);
         let rows = self.rows_of_flat(&frame, items, own, false)?;
-        Ok(Some(Plain { rows: (below, rows), frame: frame.clone(), conditions: joined }))
+        Ok(Some(Plain { rows: (below, rows), frame: frame.clone(), conditions: joined, fallible }))
     }
 }

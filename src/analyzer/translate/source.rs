@@ -9,8 +9,7 @@ use crate::row::{Row, TypeInfo};
 use super::from::entries_of;
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, column_node, rewrite};
-use super::subquery::free_references;
-use super::{Frame, Level, ROW_ID, Translator, check, range_table_entry, unknown_form};
+use super::{Frame, Level, ROW_ID, Translator, check, inline, range_table_entry, unknown_form};
 
 mod hierarchy;
 
@@ -39,15 +38,15 @@ impl Translator<'_> {
                 ));
             }
             5 => numbered(self.values(frame, entry)?),
-            6 => numbered(self.cte(frame, entry)?),
+            6 => self.cte(frame, entry)?,
             _ => return Err(unknown_form("a kind of FROM item")),
         };
-        Ok(stage.named(rtindex, attributes))
+        self.with_presence(frame, rtindex, stage.named(rtindex, attributes))
     }
 
-    fn cte(&mut self, frame: &Level, entry: &Node) -> Step<Stage> {
+    fn cte(&mut self, frame: &Level, entry: &Node) -> Step<(Stage, Vec<i16>)> {
         if entry.bool("self_reference") {
-            return self.recursive_reference(entry);
+            return Ok(numbered(self.recursive_reference(entry)?));
         }
         let mut level = frame;
         for _ in 0..entry.int("ctelevelsup")? {
@@ -57,14 +56,7 @@ impl Translator<'_> {
         if cte.bool("cterecursive") {
             return self.recursion(level, cte);
         }
-        let query = cte.node("ctequery")?;
-        if entry.int("ctelevelsup")? > 0 && !free_references(query)?.is_empty() {
-            return Err(Refusal::new(
-                "unsupported.correlated_cte",
-                "a CTE that refers to a row outside of its query is read in a deeper subquery",
-            ));
-        }
-        self.query_below(level, query)
+        Ok(numbered(self.query_below(level, cte.node("ctequery")?)?))
     }
 
     /// Each row of VALUES is a projection of the one empty row; literal ones are constants.
@@ -158,7 +150,7 @@ impl Translator<'_> {
         }
         let query = self.inputs.views.get(&relation.oid);
         let query = query.ok_or_else(|| unknown_form("a view without a query"))?;
-        Ok(numbered(self.query(&Frame::top(query))?))
+        Ok(numbered(self.query(&Frame::top(&inline::correlated_ctes(query)?))?))
     }
 
     /// A base table; generated columns, which the stream does not carry, are computed from the others.

@@ -13,7 +13,7 @@ use crate::row::{Datum, TypeInfo};
 use super::frame::{Frame, Level, Outer};
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, rewrite, same, var_node, with_fields};
-use super::{Translator, native, types, unknown_form};
+use super::{Translator, array, native, types, unknown_form};
 
 /// `SubLinkType` (`nodes/primnodes.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(super) enum Kind {
     /// `(a, b) = (select ...)`.
     Row,
     Scalar,
+    /// `ARRAY(select ...)`.
+    Array,
 }
 
 /// A subquery of an expression.
@@ -60,11 +62,13 @@ pub(super) fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
             let first = targets.into_iter().find(|t| !t.bool("resjunk"));
             types::type_of(facts, first.ok_or_else(|| unknown_form("a subquery"))?.node("expr")?)
         }
-        5 | 6 => Err(Refusal::new(
-            "unsupported.array_subquery",
-            "ARRAY(SELECT ...) is not maintained incrementally yet",
-        )
-        .hint("write it as (SELECT array_agg(...) FROM ...)")),
+        6 => {
+            let targets = node.node("subselect")?.nodes("targetList")?;
+            let first = targets.into_iter().find(|t| !t.bool("resjunk"));
+            let element =
+                types::type_of(facts, first.ok_or_else(|| unknown_form("a subquery"))?.node("expr")?)?;
+            array::array_type(facts, &element)
+        }
         _ => Ok(types::info(facts, BOOL, -1, 0)),
     }
 }
@@ -207,10 +211,15 @@ impl Translator<'_> {
             2 => Kind::Any,
             3 => Kind::Row,
             4 => Kind::Scalar,
+            6 => Kind::Array,
             _ => return Err(unknown_form("a kind of subquery")),
         };
         let query = node.node("subselect")?;
-        let query = if kind == Kind::Exists { simplified(self.facts(), query) } else { query.clone() };
+        let query = match kind {
+            Kind::Exists => simplified(self.facts(), query),
+            Kind::Array => array::with_sort_columns(query),
+            _ => query.clone(),
+        };
         let references = self.references(frame, &query)?;
         let test = match node.optional_node("testexpr") {
             Some(test) => Value::Node(Box::new(self.expand(frame, test)?)),

@@ -32,7 +32,7 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
         "CASETESTEXPR" => ("typeId", "typeMod", "collation"),
         "SUBSCRIPTINGREF" => ("refrestype", "reftypmod", "refcollid"),
         "ARRAYEXPR" => ("array_typeid", "", "array_collid"),
-        "ROWEXPR" => ("row_typeid", "", ""),
+        "ROWEXPR" | "NAMEDROW" => ("row_typeid", "", ""),
         "SUBPLAN" => ("resulttype", "resulttypmod", "resultcollid"),
         "PARAM" => ("paramtype", "paramtypmod", "paramcollid"),
         "SUBLINK" => return super::subquery::type_of(facts, node),

@@ -105,7 +105,7 @@ pub async fn verify_group<C: GenericClient>(
         let place = tables.iter().position(|t| t.field("rtekind") == &Value::Int(3)).ok_or_else(odd)?;
         for field in ["functions", "funcordinality"] {
             let same =
-                comparison.values(entry.field(field), tables[place].field(field), "RANGETBLENTRY", field);
+                comparison.values(entry.field(field), tables[place].field(field), "RANGETBLENTRY", field, 0);
             same.map_err(|d| failed(&batch.tail, d))?;
         }
         for ((column, again), original) in columns.iter().zip(again).zip(&originals.exprs) {
@@ -122,7 +122,7 @@ pub async fn verify_group<C: GenericClient>(
     }
     for ((original, again), remote) in originals.exprs.iter().zip(again).zip(&batch.exprs) {
         let read = resolve_windows(&query, again, source, batch.inputs.len(), original)?;
-        comparison.nodes(original, &read).map_err(|d| failed(&remote.sql, d))?;
+        comparison.nodes(original, &read, 0).map_err(|d| failed(&remote.sql, d))?;
     }
     Ok(())
 }

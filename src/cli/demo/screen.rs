@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::proof::Tally;
 use super::views::STREAM_TABLES;
-use crate::cli::status::human_bytes;
+use crate::cli::table::human_bytes;
 
 /// The numbers of one moment.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,7 @@
 //! The stage: the private server and the sidecar as a child process.
 
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use tokio_postgres::{Client, Config};
 
 use super::{DemoArgs, lost_task, say};
 use crate::catalog::migrate;
+use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::binaries::{self, PgInstall, SUPPORTED, Search};
 use crate::postgres::cluster::{Cluster, ClusterOptions, tail};
@@ -33,6 +35,8 @@ const STOP: Duration = Duration::from_secs(25);
 pub(super) struct Stage {
     sidecar: Option<Sidecar>,
     cluster: Cluster,
+    /// Where the sidecar serves its dashboard.
+    dashboard: SocketAddr,
 }
 
 struct Sidecar {
@@ -43,8 +47,10 @@ struct Sidecar {
 /// Finds or fetches a server, starts it, makes roles and database.
 pub(super) async fn build(args: DemoArgs) -> Result<Stage> {
     let starting = tokio::task::spawn_blocking(move || start(&args));
-    let stage = Stage { sidecar: None, cluster: starting.await.map_err(lost_task)?? };
+    let stage =
+        Stage { sidecar: None, cluster: starting.await.map_err(lost_task)??, dashboard: free_address()? };
     say(&format!("database: psql {}", stage.cluster.conninfo(DATABASE, APP)));
+    say(&format!("dashboard: http://{} (once the shop is loaded)", stage.dashboard));
     let root = stage.connect("postgres", SUPERUSER).await?;
     for statement in [
         format!("create role {APP} login"),
@@ -59,6 +65,14 @@ pub(super) async fn build(args: DemoArgs) -> Result<Stage> {
     let path = format!("alter role {APP} in database {DATABASE} set search_path = {APP}");
     dba.batch_execute(&path).await.map_err(error)?;
     Ok(stage)
+}
+
+/// The usual address of a dashboard, or another one where that is in use.
+fn free_address() -> Result<SocketAddr> {
+    let free = |at: SocketAddr| TcpListener::bind(at).and_then(|listener| listener.local_addr());
+    free(config::HTTP).or_else(|_| free(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).map_err(|e| {
+        Error::new(ErrorKind::ServerSetup, "no port of this machine is free for the dashboard").with_source(e)
+    })
 }
 
 fn start(args: &DemoArgs) -> Result<Cluster> {
@@ -114,8 +128,11 @@ impl Stage {
     /// Installs the schema as a DBA would, with the least rights for the sidecar: it may read the shop, nothing else.
     pub(super) async fn install(&self) -> Result<()> {
         let mut dba = self.connect(DATABASE, SUPERUSER).await?;
-        let options =
-            migrate::Options { sidecar_role: Some(SIDECAR.to_owned()), grant_to: vec![APP.to_owned()] };
+        let options = migrate::Options {
+            sidecar_role: Some(SIDECAR.to_owned()),
+            grant_to: vec![APP.to_owned()],
+            upgrade: false,
+        };
         migrate::migrate(&mut dba, &options).await?;
         let app = self.app().connect(Purpose::Tool).await?;
         let grants = format!(
@@ -140,7 +157,7 @@ impl Stage {
         }
         let url = format!("{}?sslmode=disable", self.cluster.conninfo(DATABASE, SIDECAR));
         let process = command
-            .args(["run", "--database-url", &url])
+            .args(["run", "--database-url", &url, "--http", &self.dashboard.to_string()])
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
@@ -201,7 +218,7 @@ impl Stage {
     /// `Internal` when the sidecar did not end by itself, or not with exit code 0.
     pub(super) async fn end(self) -> Result<()> {
         let ending = tokio::task::spawn_blocking(move || {
-            let Stage { sidecar, cluster } = self;
+            let Stage { sidecar, cluster, .. } = self;
             let result = sidecar.map_or(Ok(()), Sidecar::terminate);
             drop(cluster);
             result

@@ -1,7 +1,8 @@
 //! The checks of `pgtrickle doctor`, as data: what each asks the server, in the order in which findings explain others.
 //!
 //! A statement gives rows `(severity, evidence, fix)`: severity is `ok`, `warn` or `fail`; fix is SQL (or configuration,
-//! as a comment) that mends it, or null. No row counts as `ok` with the check's `fine` sentence.
+//! as a comment) that mends it, or null. No row counts as `ok` with the check's `fine` sentence. `{role}` stands for the
+//! sidecar's role as a literal: whoever asks is most often somebody else.
 
 /// One check.
 pub(super) struct Check {
@@ -61,11 +62,11 @@ pub(super) const CHECKS: &[Check] = &[
         id: "repl.role",
         needs: Needs::Server,
         fine: "the role may replicate",
-        sql: "select 'warn', format('role %I has no REPLICATION right: changes are captured by triggers', current_user),
-                     format('alter role %I replication;  -- RDS, Aurora: grant rds_replication to %I;', current_user, current_user)
-                from pg_roles r where r.rolname = current_user and not r.rolreplication and not r.rolsuper
+        sql: "select 'warn', format('role %I has no REPLICATION right: changes are captured by triggers', r.rolname),
+                     format('alter role %I replication;  -- RDS, Aurora: grant rds_replication to %I;', r.rolname, r.rolname)
+                from pg_roles r where r.rolname = {role} and not r.rolreplication and not r.rolsuper
                  and not exists (select from pg_roles g where g.rolname in ('rds_replication', 'rds_superuser')
-                                    and pg_has_role(current_user, g.oid, 'MEMBER'))",
+                                    and pg_has_role(r.oid, g.oid, 'MEMBER'))",
     },
     Check {
         id: "repl.slots",
@@ -90,28 +91,40 @@ pub(super) const CHECKS: &[Check] = &[
         needs: Needs::Server,
         fine: "the schema pgtrickle is installed",
         sql: "select 'fail', 'the schema pgtrickle is not in this database', '-- pgtrickle init --sidecar-role pgtrickle  (or init --print for a DBA)'
-               where to_regclass('pgtrickle.schema_files') is null",
+               where not exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                                  where n.nspname = 'pgtrickle' and c.relname = 'schema_files')",
     },
     Check {
         id: "schema.sidecar_role",
         needs: Needs::Schema,
         fine: "a role for the sidecar is set",
         sql: "select 'warn', 'no role was named for the sidecar: only the installing role can run it', 'select pgtrickle.set_sidecar_role(''pgtrickle'');'
-               where not exists (select from pgtrickle.settings where key = 'sidecar_role')",
+               where not exists (select from pgtrickle.settings where key = 'sidecar_role')
+              union all
+              select 'fail', format('the sidecar''s role %I does not exist', s.value), format('create role %I login replication;  -- then: select pgtrickle.set_sidecar_role(%L);', s.value, s.value)
+                from pgtrickle.settings s where s.key = 'sidecar_role' and not exists (select from pg_roles r where r.rolname = s.value)",
     },
     Check {
         id: "sidecar.alive",
         needs: Needs::Schema,
         fine: "",
-        sql: "select case when p.detached_at is not null or p.heartbeat_at is null then 'warn'
+        sql: "select case when p.detached_at is not null or p.heartbeat_at is null or p.paused then 'warn'
                           when pgtrickle.sidecar_alive(p.pipeline) then 'ok' else 'fail' end,
                      case when p.detached_at is not null then format('pipeline %s is detached since %s', p.pipeline, p.detached_at)
+                          when p.paused then format('pipeline %s is paused until %s', p.pipeline, p.until)
                           when pgtrickle.sidecar_alive(p.pipeline) then format('pipeline %s is served by %s', p.pipeline, p.sidecar)
                           when p.heartbeat_at is null then format('pipeline %s has never been served', p.pipeline)
                           else format('no sidecar serves pipeline %s since %s', p.pipeline, p.heartbeat_at) end,
-                     case when p.detached_at is not null then 'select pgtrickle.attach();'
-                          when not pgtrickle.sidecar_alive(p.pipeline) then '-- pgtrickle run --database-url ...' end
-                from pgtrickle.pgt_pipelines p",
+                     case when p.detached_at is not null then format('select pgtrickle.attach(%L);', p.pipeline)
+                          when p.paused then format('select pgtrickle.unpause(%L);', p.pipeline)
+                          when not pgtrickle.sidecar_alive(p.pipeline) then '-- pgtrickle run --database-url ...'
+                          || case when p.pipeline <> 'main' then ' --pipeline ' || p.pipeline else '' end end
+                from (select t.*, u.until, coalesce(u.until > clock_timestamp(), false) as paused from pgtrickle.pgt_pipelines t,
+                             lateral (select (to_jsonb(t) ->> 'paused_until')::timestamptz as until) u) p
+               -- One that nobody uses needs no sidecar, where another one is used.
+               where exists (select from pgtrickle.stream_tables_info i where i.pipeline = p.pipeline)
+                  or not exists (select from pgtrickle.stream_tables_info)
+               order by p.pipeline",
     },
     Check {
         id: "slot.state",
@@ -129,8 +142,8 @@ pub(super) const CHECKS: &[Check] = &[
         needs: Needs::Schema,
         fine: "what a stopped sidecar can make the server keep is bounded",
         sql: "select 'fail', 'max_slot_wal_keep_size is unlimited and slot_policy is alert: a sidecar that stays away lets the WAL fill the disk',
-                     'alter system set max_slot_wal_keep_size = ''10GB''; select pg_reload_conf();  -- or: insert into pgtrickle.settings values (''slot_policy'', ''shed'') on conflict (key) do update set value = ''shed'';'
-               where current_setting('max_slot_wal_keep_size') = '-1' and pgtrickle._setting('slot_policy', 'alert') <> 'shed'
+                     'alter system set max_slot_wal_keep_size = ''10GB''; select pg_reload_conf();  -- or: insert into pgtrickle.settings values (''slot_policy'', ''shed'') on conflict (key, pipeline) do update set value = ''shed'';'
+               where current_setting('max_slot_wal_keep_size') = '-1' and pgtrickle._setting('slot_policy') <> 'shed'
                  and exists (select from pgtrickle.pipeline_slots)",
     },
     Check {
@@ -160,8 +173,23 @@ pub(super) const CHECKS: &[Check] = &[
         fine: "there are no sources yet",
         sql: "select case when capture = 'wal' then 'ok' else 'warn' end,
                      format('%s: captured by %s', coalesce(source_name, 'a source of another role'), case when capture = 'wal' then 'the WAL' else 'triggers: ' || coalesce(capture_reason, delivery_reason, '-') end),
-                     case when capture_reason like '%identity%' then format('alter table %s replica identity full;  -- or give it a primary key', source_name) end
+                     case when capture_reason like '%identity%' then format('alter table %s replica identity full;  -- or give it a primary key', source_name)
+                          when capture_reason like '%may not publish%' then (select format('grant %I to %I;  -- or let a superuser install pgtrickle', pg_get_userbyid(c.relowner), pg_get_userbyid(f.proowner))
+                            from pg_class c, pg_proc f where c.oid::bigint = source_oid and f.oid = 'pgtrickle.publication_sync(text, regclass[])'::regprocedure) end
                 from pgtrickle.source_states order by 1 desc, 2",
+    },
+    Check {
+        id: "sources.rights",
+        needs: Needs::Schema,
+        fine: "the sidecar's role may read every source",
+        sql: "select distinct 'fail', format('role %I may not read %s', r.rolname, c.oid::regclass),
+                     concat_ws(' ', case when not has_schema_privilege(r.oid, c.relnamespace, 'USAGE') then format('grant usage on schema %s to %I;', c.relnamespace::regnamespace, r.rolname) end,
+                               case when not has_any_column_privilege(r.oid, c.oid, 'SELECT') then format('grant select on %s to %I;', c.oid::regclass, r.rolname) end)
+                from pgtrickle.pgt_dependencies d join pgtrickle.pgt_stream_tables s on s.pgt_id = d.pgt_id
+                join pg_class c on c.oid = d.source join pg_roles r on r.rolname = {role}
+               where d.source_type in ('TABLE', 'PARTITIONED_TABLE', 'STREAM_TABLE') and s.requested_refresh_mode <> 'FULL'
+                 and not (has_schema_privilege(r.oid, c.relnamespace, 'USAGE') and has_any_column_privilege(r.oid, c.oid, 'SELECT'))
+               order by 2",
     },
     Check {
         id: "sources.fallback",
@@ -175,15 +203,30 @@ pub(super) const CHECKS: &[Check] = &[
         id: "sources.policies",
         needs: Needs::Schema,
         fine: "no source has row-level security",
-        sql: "select 'warn', format('%s has row-level security: stream tables over it are recomputed with their owner''s rows', c.oid::regclass), null
+        sql: "select 'warn', format('%s has row-level security: stream tables over it are recomputed with their owner''s rows', c.oid::regclass),
+                     format('-- where that is not meant, as the owner: alter table %s disable row level security;', c.oid::regclass)
                 from pgtrickle.pgt_dependencies d join pg_class c on c.oid = d.source where c.relrowsecurity group by c.oid order by 2",
     },
     Check {
         id: "health",
         needs: Needs::Schema,
         fine: "nothing to report",
-        sql: "select case severity when 'ERROR' then 'fail' when 'WARN' then 'warn' else 'ok' end, check_name || ': ' || detail, null
-                from pgtrickle.health_check() where severity <> 'OK'",
+        sql: "select case severity when 'ERROR' then 'fail' when 'WARN' then 'warn' else 'ok' end, check_name || ': ' || detail,
+                     case check_name when 'recoveries' then 'select pgtrickle.acknowledge_recoveries();  -- once they have been read'
+                          when 'guards' then '-- pgtrickle repair --all, as their owner, brings the guards back'
+                          when 'error_tables' then '-- docs/runbook.md#stream_table_error'
+                          when 'consecutive_errors' then '-- docs/runbook.md#stream_table_error'
+                          when 'stale_tables' then '-- docs/runbook.md#stream_table_stale'
+                          when 'needs_reinit' then '-- docs/runbook.md#stream_table_initializing'
+                          when 'buffer_growth' then '-- docs/runbook.md#buffer_growth'
+                          when 'slot_lag' then '-- docs/runbook.md#slot_lag'
+                          when 'wal_keep' then '-- docs/runbook.md#slot_lag'
+                          when 'capture' then '-- docs/runbook.md#capture_by_triggers'
+                          when 'fallback_ready' then '-- docs/runbook.md#fallback_not_ready'
+                          else '-- docs/hazards.md' end
+                from pgtrickle.health_check()
+               -- `sidecar.alive` has said it, and more exactly.
+               where severity <> 'OK' and check_name <> 'scheduler_running'",
     },
     Check {
         id: "backup.archiving",
@@ -192,6 +235,11 @@ pub(super) const CHECKS: &[Check] = &[
         sql: "select 'warn', 'archive_mode = ' || current_setting('archive_mode') || ': there is no point-in-time recovery (a managed service may do it in its own way)',
                      'alter system set archive_mode = on;  -- takes a restart; and set archive_command for your backup tool'
                where current_setting('archive_mode') = 'off'
+              union all
+              select 'fail', 'archive_mode = ' || current_setting('archive_mode') || ', and nothing archives: archive_command is empty',
+                     'alter system set archive_command = ''...''; select pg_reload_conf();  -- the command of your backup tool'
+               where current_setting('archive_mode') <> 'off' and current_setting('archive_command') in ('', '(disabled)')
+                 and coalesce(current_setting('archive_library', true), '') = ''
               union all
               select 'fail', format('archiving fails since %s: %s attempts, last %s', last_failed_time, failed_count, last_failed_wal), '-- see the server''s log; until it works WAL piles up'
                 from pg_stat_archiver where last_failed_time > coalesce(last_archived_time, '-infinity') and current_setting('archive_mode') <> 'off'",
@@ -208,14 +256,16 @@ pub(super) const CHECKS: &[Check] = &[
         id: "server.idle_slot_timeout",
         needs: Needs::Major(18),
         fine: "idle slots are kept",
-        sql: "select 'warn', 'idle_replication_slot_timeout = ' || s || ': a sidecar that pauses longer loses its slot (it repairs by difference when it returns)', null
+        sql: "select 'warn', 'idle_replication_slot_timeout = ' || s || ': a sidecar that pauses longer loses its slot (it repairs by difference when it returns)',
+                     'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf();'
                 from (select current_setting('idle_replication_slot_timeout', true) as s) x where s is not null and s not in ('0', '0s', '0min')",
     },
     Check {
         id: "server.connections",
         needs: Needs::Server,
         fine: "connections are free",
-        sql: "select 'warn', format('%s of %s connections are in use: a pipeline takes about eight', used, m), null
+        sql: "select 'warn', format('%s of %s connections are in use: a pipeline takes about eight', used, m),
+                     'alter system set max_connections = ' || m + 50 || ';  -- takes a restart'
                 from (select count(*) as used, current_setting('max_connections')::int as m from pg_stat_activity where backend_type = 'client backend') s
                where used + 10 > m",
     },

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 
 use super::say;
 use crate::catalog::migrate;
@@ -13,6 +13,7 @@ use crate::postgres::account;
 use crate::postgres::binaries::{PgInstall, Search, find};
 use crate::postgres::cluster::{Cluster, tail};
 use crate::postgres::sessions::{Purpose, Target, error};
+use crate::postgres::tls::Mode;
 use crate::postgres::watchdog::Watchdog;
 
 /// What is asked of the server before anything is copied.
@@ -172,8 +173,8 @@ pub(super) async fn take(
         let mapping = format!("{}={}", escaped(tablespace), escaped(&place.to_string_lossy()));
         command.arg("--tablespace-mapping").arg(mapping);
     }
-    command.arg("--dbname").arg(connection_string(target));
-    let config = target.config();
+    command.arg("--dbname").arg(connection_string(target)?);
+    let config = target.login()?;
     if let Some(password) = config.get_password() {
         command.env("PGPASSWORD", String::from_utf8_lossy(password).as_ref());
     }
@@ -196,7 +197,7 @@ pub(super) async fn take(
 }
 
 /// As libpq wants it, without the password.
-fn connection_string(target: &Target) -> String {
+fn connection_string(target: &Target) -> Result<String> {
     let config = target.config();
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
     let hosts: Vec<String> = config
@@ -216,13 +217,22 @@ fn connection_string(target: &Target) -> String {
     if let Some(user) = config.get_user() {
         parts.push(format!("user={}", quoted(user)));
     }
-    let tls = match config.get_ssl_mode() {
-        SslMode::Disable => "disable",
-        SslMode::Require => "require",
-        _ => "prefer",
-    };
-    parts.push(format!("sslmode={tls} application_name='pgtrickle drill'"));
-    parts.join(" ")
+    let addresses: Vec<String> = config.get_hostaddrs().iter().map(ToString::to_string).collect();
+    if !addresses.is_empty() {
+        parts.push(format!("hostaddr={}", quoted(&addresses.join(","))));
+    }
+    let tls = target.tls();
+    parts.push(format!("sslmode={}", tls.mode));
+    let path = |path: &Path| quoted(&path.to_string_lossy());
+    // Programs before 16 don't know `system`: they get the file.
+    if tls.mode >= Mode::VerifyCa {
+        parts.push(format!("sslrootcert={}", path(&tls.roots_file()?)));
+    }
+    if let Some(identity) = tls.identity.as_ref().filter(|_| tls.mode > Mode::Disable) {
+        parts.push(format!("sslcert={} sslkey={}", path(&identity.certificate), path(&identity.key)));
+    }
+    parts.push("application_name='pgtrickle drill'".to_owned());
+    Ok(parts.join(" "))
 }
 
 fn refused(log: &str) -> Error {
@@ -256,7 +266,7 @@ mod tests {
     fn the_connection_string_holds_no_password_and_quotes_its_values() {
         let config: tokio_postgres::Config =
             "postgresql://o%27hara:geheim@h1:5433,h2:5434/db?sslmode=disable".parse().unwrap();
-        let said = connection_string(&Target::new(config, "main"));
+        let said = connection_string(&Target::new(config, "main")).unwrap();
         assert_eq!(
             said,
             "host='h1,h2' port='5433,5434' user='o\\'hara' sslmode=disable application_name='pgtrickle drill'"

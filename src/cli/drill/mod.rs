@@ -105,10 +105,15 @@ async fn rehearse(args: &DrillArgs, settings: &Settings, interrupted: &Cancellat
     let options = RunOptions {
         target: scratch.target().clone(),
         pipeline: settings.pipeline.value.clone(),
+        standby: false,
         workers: settings.workers.value,
         memory_limit: settings.memory_limit.value,
         cdc_mode: settings.cdc_mode.as_ref().map(|m| m.value),
+        evaluation: settings.evaluation.value,
+        cluster: None,
         observed: None,
+        positions: std::sync::Arc::default(),
+        counters: Default::default(),
     };
     let sidecar = tokio::spawn(supervisor::run(options, stop.clone()));
     let patience = Duration::from_secs(args.patience);

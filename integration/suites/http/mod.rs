@@ -2,22 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+pub mod client;
+
+mod access;
+mod pages;
+
+use client::{free_port, get};
 
 use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major, wait_until};
-
-/// Status and body of a GET.
-async fn get(port: u16, path: &str) -> Result<(u16, String), String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(|e| e.to_string())?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
-    Ok((status, body.to_owned()))
-}
 
 /// The samples of a scrape by name and labels.
 async fn scrape(port: u16) -> Result<BTreeMap<String, f64>, String> {
@@ -39,10 +31,6 @@ fn value(samples: &BTreeMap<String, f64>, name: &str, labels: &[&str]) -> Option
     let key = found.next()?;
     assert_eq!(found.next(), None, "several samples of {name} {labels:?}");
     samples.get(key).copied()
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,195 @@
+//! Reading sources whole: what it asks of the server can be bounded.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use std::io::{Seek, SeekFrom, Write};
+
+use pgtrickle::postgres::cluster::StopMode;
+
+use super::hazards::Scene;
+use super::snapshots::value;
+use crate::harness::servers::each;
+use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major, own_cluster, wait_until};
+
+const MB: f64 = 1_048_576.0;
+
+/// Creates a stream table over a source that is not held yet and waits for its rows. Seconds that took, and how often the
+/// server was seen waiting to be read from.
+async fn load(scene: &Scene, name: &str, source: &str) -> (f64, u32) {
+    let start = Instant::now();
+    let create = format!("select pgtrickle.create_stream_table('{name}', 'select id, body from {source}')");
+    scene.run(&create).await;
+    const WAITS: &str =
+        "select count(*) from pg_stat_activity where application_name = 'pgtrickle:main:hydrate'
+        and datname = current_database() and wait_event = 'ClientWrite'";
+    let waited = AtomicU32::new(0);
+    wait_until("the source to be read", SOON * 2, || async {
+        if value(&scene.dba, WAITS).await != "0" {
+            waited.fetch_add(1, Ordering::Relaxed);
+        }
+        let status = scene.status(name).await;
+        if status == "ACTIVE DIFFERENTIAL" { Ok(()) } else { Err(status) }
+    })
+    .await;
+    (start.elapsed().as_secs_f64(), waited.load(Ordering::Relaxed))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_bounds_what_the_reading_of_a_source_asks_of_the_server() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table a (id int primary key, body text); create table b (id int primary key, body text);
+             insert into a select i, repeat('x', 1000) from generate_series(1, 30000) i;
+             insert into b select * from a",
+        )
+        .await;
+        // A first one, so that neither load pays for the start of anything.
+        scene.run("create table c (id int primary key)").await;
+        scene.create("sc", "select id from c").await;
+        let (free, _) = load(&scene, "sa", "a").await;
+        scene.dba.batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '5')").await.unwrap();
+        let (bounded, waits) = load(&scene, "sb", "b").await;
+        let megabytes: f64 =
+            value(&scene.app, "select sum(length(id::text) + length(body) + 2) from b").await.parse::<f64>().unwrap() / MB;
+        println!(
+            "  {megabytes:.1} MB: {free:.1} s without a bound, {bounded:.1} s with 5 MB/s; the server was seen waiting {waits} times"
+        );
+        assert!(bounded >= megabytes / 5.0 * 0.95, "read faster than allowed: {bounded:.2} s");
+        assert!(waits > 0, "the server did not read more slowly, the sidecar only took it more slowly");
+        let wrong = scene.dba.batch_execute("update pgtrickle.settings set value = 'fast' where key = 'hydrate_rate_mb'");
+        assert!(wrong.await.is_err());
+        scene.run("insert into b values (0, 'new')").await;
+        scene.check_in_time(&["sa", "sb"]).await;
+    })
+    .await;
+}
+
+/// A preparation needs sessions of its own; where the server has none, it waits, and the others are served from memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_free_connection_is_waited_for_and_nothing_is_read_again() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let (app, dba) = (db.as_app().await, db.as_dba().await);
+        dba.batch_execute("update pgtrickle.settings set value = '1 s' where key = 'analysis_timeout'").await.unwrap();
+        app.batch_execute(
+            "create table t (id int primary key, v int); insert into t select i, i from generate_series(1, 100) i;
+             create table u (id int primary key); insert into u select i from generate_series(1, 9) i;
+             select pgtrickle.create_stream_table('s', 'select count(*) as n, sum(v) as v from t')",
+        )
+        .await
+        .unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        let status = async |name: &str| -> String {
+            let sql = "select status || ' ' || refresh_mode from pgtrickle.stream_tables_info where pgt_name = $1";
+            dba.query_one(sql, &[&name]).await.unwrap().get(0)
+        };
+        wait_until("the first one to be active", SOON, || async {
+            let is = status("s").await;
+            if is == "ACTIVE DIFFERENTIAL" { Ok(()) } else { Err(is) }
+        })
+        .await;
+        // Nobody but those who are there.
+        dba.batch_execute("alter role pgtrickle connection limit 0").await.unwrap();
+        app.batch_execute("select pgtrickle.create_stream_table('late', 'select id from u')").await.unwrap();
+        wait_until("the wait to be told", SOON, || async {
+            let log = sidecar.logs();
+            let told = log.contains("the server has no connection to spare");
+            if told { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
+        })
+        .await;
+        app.batch_execute("update t set v = v + 1; delete from t where id > 50").await.unwrap();
+        wait_until("the others to go on", SOON, || async {
+            let equal = "select (select (n, v) from s) = (select (count(*), sum(v)) from t)";
+            let equal: bool = app.query_one(equal, &[]).await.unwrap().get(0);
+            if equal { Ok(()) } else { Err("they do not".to_owned()) }
+        })
+        .await;
+        dba.batch_execute("alter role pgtrickle connection limit -1").await.unwrap();
+        wait_until("the late one to be active", SOON, || async {
+            let is = status("late").await;
+            if is == "ACTIVE DIFFERENTIAL" { Ok(()) } else { Err(is) }
+        })
+        .await;
+        assert!(!sidecar.logs().contains("starting again"), "{}", sidecar.logs());
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// A page that can't be read takes out what needs its table; all others are read, also those whose snapshot was lost with
+/// it, and the pipeline lives on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_source_stops_only_what_reads_it() {
+    each(async |major| {
+        let mut server = own_cluster(major, &[]).await;
+        let rows = "select i as id, i % 10 as k, repeat('x', 200) as body from generate_series(1, 5000) i";
+        let mut scene = Scene::start(
+            &server,
+            &format!(
+                "create table before (id int primary key, k int, body text); insert into before {rows};
+                 create table damaged (id int primary key, k int, body text); insert into damaged {rows};
+                 create table after (id int primary key, k int, body text); insert into after {rows};
+                 create table kept (id int primary key, k int, body text); insert into kept {rows}"
+            ),
+        )
+        .await;
+        scene.create("live", "select k, count(*) as n from kept group by k").await;
+        for source in ["before", "damaged", "after"] {
+            let query = format!("select k, count(*) as n, min(length(body)) as l from {source} group by k");
+            scene.create(&format!("of_{source}"), &query).await;
+        }
+        scene.create("of_both", "select b.id from before b join damaged d using (id)").await;
+        let file = value(&scene.dba, "select pg_relation_filepath('app.damaged')").await;
+        scene.dba.batch_execute("checkpoint").await.unwrap();
+        tokio::task::block_in_place(|| server.cluster.stop(StopMode::Fast)).unwrap();
+        let mut pages =
+            std::fs::OpenOptions::new().write(true).open(server.cluster.data_dir().join(file)).unwrap();
+        pages.seek(SeekFrom::Start(20 * 8192)).unwrap();
+        pages.write_all(&[0xA5; 64]).unwrap();
+        drop(pages);
+        tokio::task::block_in_place(|| server.cluster.start_again()).unwrap();
+        (scene.app, scene.dba) = (scene.db.as_app().await, scene.db.as_dba().await);
+        // Both loads meet changes.
+        for i in 0..40 {
+            scene
+                .run(&format!(
+                    "update before set k = k + 1 where id % 50 = {i}; delete from after where id % 90 = {i};
+                     insert into after values (7000 + {i}, 3, 'z')"
+                ))
+                .await;
+        }
+        scene.check_in_time(&["of_before", "of_after", "live"]).await;
+        let generation = scene.generation().await;
+        for name in ["of_damaged", "of_both"] {
+            wait_until(&format!("{name} to be suspended"), SOON * 4, || async {
+                let status = scene.status(name).await;
+                if status.starts_with("SUSPENDED") { Ok(()) } else { Err(status) }
+            })
+            .await;
+            let error = scene.column(name, "last_error_message").await.unwrap_or_default();
+            assert!(
+                error.contains(r#"reading "app"."damaged""#) && error.contains("invalid page"),
+                "{error}"
+            );
+            assert_eq!(scene.column(name, "last_error_sqlstate").await.as_deref(), Some("XX001"));
+        }
+        scene.run("update before set k = k - 1 where id % 7 = 0; delete from kept where id < 100").await;
+        scene.check(&["of_before", "of_after", "live"]).await;
+        assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
+        // Somebody has given the page up.
+        for sql in ["set zero_damaged_pages = on", "vacuum full app.damaged"] {
+            scene.dba.batch_execute(sql).await.unwrap();
+        }
+        for name in ["of_damaged", "of_both"] {
+            scene.run(&format!("select pgtrickle.resume_stream_table('{name}')")).await;
+        }
+        scene.check_in_time(&["of_damaged", "of_both", "of_before", "of_after", "live"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
