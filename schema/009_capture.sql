@@ -30,7 +30,8 @@ create table if not exists pgtrickle.pgt_sources (
     gap_since timestamptz,
     -- Raised with each installation after a gap: marks of an earlier one do not count.
     trigger_epoch bigint not null default 0,
-    -- What the capture function's text hashes to; another text is a broken seal.
+    -- What the capture function's text hashes to; another text is a broken seal. Null: no triggers are installed, or it
+    -- has been said that they were not intact.
     function_hash text,
     unique (pipeline, source_name)
 );
@@ -307,6 +308,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     execute format('drop function if exists pgtrickle_changes.capture_%s()', id);
     execute format('drop table if exists pgtrickle_changes.changes_%s', id);
+    update pgtrickle.pgt_sources t set function_hash = null where t.source_id = id;
 end $$;
 
 -- Run once by the owner of a source: lets pgtrickle capture its changes by triggers when the WAL cannot be had (a
@@ -377,6 +379,8 @@ begin
     select * into s from pgtrickle.pgt_sources where source_id = id;
     if fn is null then
         return 'the capture function is missing';
+    elsif s.function_hash is null then
+        return 'the triggers have to be installed again';
     elsif not exists (select from pg_proc p where p.oid = fn and md5(p.prosrc) = s.function_hash and p.prosecdef) then
         return 'the capture function was changed';
     elsif mode = 'buffer' and to_regclass(format('pgtrickle_changes.changes_%s', id)) is null then

@@ -7,6 +7,7 @@ use std::io::{Seek, SeekFrom, Write};
 
 use pgtrickle::postgres::cluster::StopMode;
 
+use super::bad_input::wait_value;
 use super::hazards::Scene;
 use super::snapshots::value;
 use crate::harness::servers::each;
@@ -190,6 +191,148 @@ async fn a_damaged_source_stops_only_what_reads_it() {
         }
         scene.check_in_time(&["of_damaged", "of_both", "of_before", "of_after", "live"]).await;
         assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// What changes between the analysis of a query and the snapshot of its sources is prepared again, alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_changes_while_it_is_prepared_concerns_only_its_readers() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table kept (id int primary key); create table other (id int primary key);
+             create type mood as enum ('low', 'high');
+             create table slow (id int primary key, mood mood);
+             create table p (id int, k int, primary key (id, k)) partition by list (k);
+             create table p0 partition of p for values in (0);
+             create table p1 (id int not null, k int not null, primary key (id, k));
+             insert into kept select generate_series(1, 10); insert into other select generate_series(1, 20);
+             insert into slow values (1, 'low'); insert into p values (1, 0); insert into p1 values (2, 1), (3, 1)",
+        )
+        .await;
+        scene.create("live", "select count(*) as n from kept").await;
+        scene.wait_status("live", "ACTIVE DIFFERENTIAL").await;
+        let generation = scene.generation().await;
+        let writer = scene.db.as_app().await;
+        writer.batch_execute("begin; insert into slow values (2, 'high')").await.unwrap();
+        let new = [
+            ("of_other", "select count(*) as n from other"),
+            ("of_p", "select count(*) as n from p"),
+            ("over_p", "select n + 1 as m from of_p"),
+            ("moods", "select mood::text as mood, count(*) as n from slow group by 1"),
+            ("of_both", "select p.id, s.mood::text as mood from p join slow s using (id)"),
+        ];
+        let create = |(name, query): &(&str, &str)| {
+            format!("select pgtrickle.create_stream_table('{name}', $query${query}$query$);")
+        };
+        scene.run(&format!("begin; {} commit", new.iter().map(create).collect::<String>())).await;
+        // Shapes have been read; the snapshot has not been taken.
+        wait_until("the preparation to wait for the writer", SOON, || async {
+            const LAST: &str = "select coalesce(string_agg(query, '; '), '') from pg_stat_activity
+                where datname = current_database() and application_name like 'pgtrickle:main:%'";
+            let last = value(&scene.dba, LAST).await;
+            if last.contains("select distinct relation, virtualtransaction") { Ok(()) } else { Err(last) }
+        })
+        .await;
+        scene.run("alter table p attach partition p1 for values in (1); alter type mood rename value 'low' to 'deep'").await;
+        writer.batch_execute("commit").await.unwrap();
+        let names: Vec<&str> = new.iter().map(|(name, _)| *name).collect();
+        for name in &names {
+            scene.wait_status(name, "ACTIVE DIFFERENTIAL").await;
+        }
+        scene.run("insert into p values (9, 1); insert into slow values (9, 'deep'); delete from kept where id = 1").await;
+        scene.check(&names).await;
+        scene.check(&["live"]).await;
+        let logs = scene.sidecar.logs();
+        assert_eq!(scene.generation().await, generation, "{logs}");
+        assert!(logs.contains("is prepared again"), "{logs}");
+    })
+    .await;
+}
+
+/// What could not be read because an earlier writer of its table is open is read once that has ended: by all who wait for
+/// it, also by those who came while the first ones waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_was_given_up_is_made_by_the_next_who_needs_it() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table a (id int primary key, v int); create table b (id int primary key)",
+        )
+        .await;
+        scene.create("live", "select id from b").await;
+        scene.wait_status("live", "ACTIVE DIFFERENTIAL").await;
+        let generation = scene.generation().await;
+        let writer = scene.db.as_app().await;
+        writer.batch_execute("begin; insert into a values (1, 1)").await.unwrap();
+        scene.run("select pgtrickle.create_stream_table('first', 'select id, v from a')").await;
+        wait_until("the preparation to wait for the writer", SOON, || async {
+            const LAST: &str = "select coalesce(string_agg(query, '; '), '') from pg_stat_activity
+                where datname = current_database() and application_name like 'pgtrickle:main:%'";
+            let last = value(&scene.dba, LAST).await;
+            if last.contains("select distinct relation, virtualtransaction") { Ok(()) } else { Err(last) }
+        })
+        .await;
+        scene.run("select pgtrickle.create_stream_table('second', 'select v, id from a')").await;
+        for name in ["first", "second"] {
+            wait_until(&format!("{name} to say for whom it waits"), SOON * 2, || async {
+                let error = scene.column(name, "last_error_message").await.unwrap_or_default();
+                if error.contains("before its earlier writers have ended") { Ok(()) } else { Err(error) }
+            })
+            .await;
+        }
+        scene.run("insert into a values (2, 2); insert into b values (1)").await;
+        scene.check(&["live"]).await;
+        writer.batch_execute("commit").await.unwrap();
+        scene.check_in_time(&["first", "second", "live"]).await;
+        scene.run("update a set v = v + 1").await;
+        scene.check(&["first", "second"]).await;
+        assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
+    })
+    .await;
+}
+
+/// A stream table that is being dropped while its sources are read stops no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_table_that_is_dropped_while_it_is_loaded_concerns_no_other() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table large (id int primary key, body text); create table b (id int primary key);
+             insert into large select i, repeat('x', 1000) from generate_series(1, 9000) i",
+        )
+        .await;
+        scene.create("live", "select id from b").await;
+        scene.wait_status("live", "ACTIVE DIFFERENTIAL").await;
+        let generation = scene.generation().await;
+        scene
+            .dba
+            .batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '2')")
+            .await
+            .unwrap();
+        scene.run("select pgtrickle.create_stream_table('going', 'select id, body from large')").await;
+        let reading =
+            "select count(*) from pg_stat_activity where application_name = 'pgtrickle:main:hydrate'
+            and datname = current_database() and wait_event = 'ClientWrite'";
+        wait_value(&scene.dba, reading, "1").await;
+        let dropping = scene.db.as_app().await;
+        dropping.batch_execute("begin; select pgtrickle.drop_stream_table('going')").await.unwrap();
+        wait_until("the preparation to meet the drop", SOON * 2, || async {
+            let logs = scene.sidecar.logs();
+            if logs.contains("a stream table was taken out") { Ok(()) } else { Err(logs) }
+        })
+        .await;
+        scene.run("insert into b values (1)").await;
+        wait_value(&scene.app, "select count(*) from live", "1").await;
+        dropping.batch_execute("rollback").await.unwrap();
+        scene
+            .dba
+            .batch_execute("delete from pgtrickle.settings where key = 'hydrate_rate_mb'")
+            .await
+            .unwrap();
+        scene.check_in_time(&["going", "live"]).await;
+        assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
     })
     .await;
 }

@@ -91,7 +91,7 @@ async fn a_failure_that_cannot_be_stored_yet_is_no_fresh_stream_table() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_told_that_an_attached_partition_is_in_while_the_row_of_its_reader_is_locked() {
     for_each_major(async |server| {
-        let scene = Scene::start(
+        let mut scene = Scene::start(
             server,
             "create table p (id int, part int, primary key (id, part)) partition by list (part);
              create table p1 partition of p for values in (1); insert into p values (1, 1);
@@ -139,6 +139,15 @@ async fn nobody_is_told_that_an_attached_partition_is_in_while_the_row_of_its_re
                from pgtrickle.stream_tables_info"
         );
         assert_eq!(value(&scene.dba, &fresh).await, "stfalsefalsefalse sutruetruetrue");
+        // Nor by another life of the sidecar, which can't say it in that row either.
+        scene.sidecar.kill9();
+        scene.sidecar.start_again();
+        scene.run("insert into u values (2)").await;
+        wait_value(&scene.app, "select count(*) from su", "2").await;
+        for _ in 0..5 {
+            assert_eq!(value(&scene.app, "select pgtrickle.wait_for(timeout => '100 ms')").await, "false");
+            assert!(value(&scene.dba, &fresh).await.starts_with("stfalsefalsefalse "));
+        }
         scene
             .dba
             .batch_execute("insert into pgtrickle.settings values ('stale_after', '1 s')")
@@ -151,6 +160,44 @@ async fn nobody_is_told_that_an_attached_partition_is_in_while_the_row_of_its_re
         scene.check_in_time(&["st", "su"]).await;
         assert_eq!(value(&scene.app, rows).await, "11");
         wait_value(&scene.dba, "select count(*) from pgtrickle.pgt_behind", "0").await;
+    })
+    .await;
+}
+
+/// A suspension that can't be stored yet is no reason to try again, and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_that_cannot_be_stored_yet_is_not_taken_for_a_resume() {
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table t (id int primary key); insert into t values (1); create table u (id int primary key)",
+        )
+        .await;
+        scene.create("st", "select id from t").await;
+        scene.create("su", "select id from u").await;
+        scene.passed().await;
+        let holder = scene.db.as_app().await;
+        let hold = "begin; select from pgtrickle.pgt_stream_tables where pgt_name = 'st' for update";
+        holder.batch_execute(hold).await.unwrap();
+        let loads = || scene.sidecar.logs().matches("sources loaded").count();
+        let before = loads();
+        // A lost right suspends at once.
+        scene.dba.batch_execute("alter table app.t owner to current_user; revoke all on app.t from app").await.unwrap();
+        wait_until("the sidecar to notice", SOON, || async {
+            let logs = scene.sidecar.logs();
+            if logs.contains("its catalog row is locked") { Ok(()) } else { Err(logs) }
+        })
+        .await;
+        for i in 0..5 {
+            scene.run(&format!("insert into u values ({i})")).await;
+            wait_value(&scene.app, "select count(*) from su", &(i + 1).to_string()).await;
+        }
+        assert_eq!(loads(), before, "{}", scene.sidecar.logs());
+        holder.batch_execute("rollback").await.unwrap();
+        scene.wait_status("st", "SUSPENDED").await;
+        scene.dba.batch_execute("alter table app.t owner to app").await.unwrap();
+        scene.run("insert into t values (2); select pgtrickle.resume_stream_table('st')").await;
+        scene.check_in_time(&["st", "su"]).await;
     })
     .await;
 }

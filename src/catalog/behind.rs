@@ -68,6 +68,18 @@ pub async fn note(client: &Client, pipeline: &str, views: &BTreeMap<ViewId, Comp
     Ok(())
 }
 
+/// What is noted of the pipeline.
+pub async fn read(client: &Client, pipeline: &str) -> Result<BTreeMap<ViewId, Complete>> {
+    const SQL: &str = "select pgt_id, frontier, data_timestamp from pgtrickle.pgt_behind where pipeline = $1";
+    let rows = client.query(SQL, &[&pipeline]).await.map_err(error)?;
+    // Without a frontier: it has a schedule, and its own frontier stands in its row.
+    let complete = |r: &tokio_postgres::Row| Complete {
+        frontier: r.get::<_, Option<PgLsn>>(1).map_or(0, u64::from),
+        data_time: r.get(2),
+    };
+    Ok(rows.iter().map(|r| (r.get(0), complete(r))).collect())
+}
+
 /// As [`note`], beside those that are known already.
 pub async fn add(client: &Client, pipeline: &str, views: &BTreeMap<ViewId, Complete>) -> Result<()> {
     let (ids, frontiers, times) = columns(views);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -347,7 +347,12 @@ pub fn error(e: tokio_postgres::Error) -> Error {
                 .with_sqlstate(state)
                 .with_hint(POOLER_HINT);
         }
-        let mut error = Error::new(kind_of(&state), db.message().to_owned()).with_sqlstate(state);
+        // Code of users may raise a state of connections (a foreign server that is away): only what ends the session is ours.
+        let kind = match kind_of(&state) {
+            ErrorKind::Connection if db.parsed_severity() == Some(Severity::Error) => ErrorKind::Query,
+            kind => kind,
+        };
+        let mut error = Error::new(kind, db.message().to_owned()).with_sqlstate(state);
         if let Some(hint) = db.hint() {
             error = error.with_hint(hint.to_owned());
         } else if let Some(hint) = connect_hint(db.code()) {

@@ -93,6 +93,11 @@ impl Session {
         }
     }
 
+    /// Nobody calls [`Session::next`] at the moment: what the server sends meanwhile is not seen.
+    pub fn is_not_read(&mut self) {
+        self.last_event = tokio::time::Instant::now();
+    }
+
     /// Whether the server has been silent for longer than it ever is on a living connection.
     pub fn is_silent(&self) -> bool {
         self.last_event.elapsed() > SILENCE

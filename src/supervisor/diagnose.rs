@@ -66,6 +66,7 @@ pub(super) async fn prepare(
         .with_hint("drop or rename that slot: the name is derived from this installation's id")),
         Action::Resume => {
             lease.take_over(control, &options.pipeline).await?;
+            tell_lost_triggers(control, options).await?;
             let frontier = lease.before.frontier.unwrap_or(0);
             deliver_by_slot(control, options, lease).await?;
             Ok(Plan { delivery: Delivery::Slot { frontier }, cause: None })
@@ -79,6 +80,9 @@ pub(super) async fn prepare(
             let told = rule.warns && !lease.before.polled;
             let cause = if told { note(control, options, lease, rule, &observation).await? } else { None };
             lease.take_over(control, &options.pipeline).await?;
+            if cause.is_none() {
+                tell_lost_triggers(control, options).await?;
+            }
             // A slot that nobody reads would keep WAL for ever.
             slot::drop_ours(control, lease.names.slot()).await?;
             let reason = observation.cannot_stream.clone();
@@ -344,6 +348,24 @@ pub(super) async fn tell(
     Ok(())
 }
 
+/// The same before a start, which reads all sources again and installs the triggers: what it did not find intact would
+/// never be said.
+async fn tell_lost_triggers(control: &Client, options: &RunOptions) -> Result<()> {
+    // Between two ways of delivery they are what the one or the other wants.
+    const LOST: &str = "select q.source_id, coalesce(b.broken, m.broken) from pgtrickle.pgt_sources q
+          join pgtrickle.pgt_pipelines p on p.pipeline = q.pipeline
+          cross join lateral (select pgtrickle._broken_seal(q.source_id, 'buffer') as broken) b
+          cross join lateral (select pgtrickle._broken_seal(q.source_id, 'message') as broken) m
+         where q.pipeline = $1 and q.capture = 'trigger' and q.function_hash is not null
+           and b.broken is not null and m.broken is not null
+           and exists (select from pg_catalog.pg_class c where c.oid = q.source)
+         order by q.source_id";
+    for row in control.query(LOST, &[&options.pipeline]).await.map_err(error)? {
+        tell_triggers_lost(control, options, row.get(0), row.get(1)).await?;
+    }
+    Ok(())
+}
+
 /// Somebody took the capture triggers of one source off, disabled or changed them.
 pub(super) async fn tell_triggers_lost(
     control: &Client,
@@ -351,7 +373,9 @@ pub(super) async fn tell_triggers_lost(
     source_id: i64,
     broken: &str,
 ) -> Result<()> {
-    const SOURCE: &str = "select source_name, pg_catalog.clock_timestamp()::text from pgtrickle.pgt_sources where source_id = $1";
+    // It is said once, also if the process ends before the triggers are there again.
+    const SOURCE: &str = "update pgtrickle.pgt_sources set function_hash = null where source_id = $1
+        returning source_name, pg_catalog.clock_timestamp()::text";
     let Some(row) = control.query_opt(SOURCE, &[&source_id]).await.map_err(error)? else { return Ok(()) };
     let (source, incident): (String, String) = (row.get(0), row.get(1));
     const ACTION: &str = "the triggers are installed again, and what was missed is repaired by difference";

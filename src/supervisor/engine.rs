@@ -219,6 +219,7 @@ impl Engine {
         if let Some(task) = self.preparing.take() {
             task.abort();
         }
+        self.count_loading();
         self.handover.abort();
         match outcome {
             Ok(()) => self.close().await,
@@ -320,13 +321,12 @@ impl Engine {
             Some(prepare::Event::Renew { instances, reply }) => self.renew(&instances, reply),
             Some(prepare::Event::Snapshot { instances, snapshot }) => {
                 self.near = self.near.max(snapshot.xmax);
+                self.count_loading();
                 self.load_started = Some(Instant::now());
                 self.sources.snapshot(&instances, &snapshot)
             }
             Some(prepare::Event::Loaded { instances, until, fingerprints, shapes, members }) => {
-                if let Some(started) = self.load_started.take() {
-                    self.loading.fetch_add(started.elapsed().as_millis() as u64, Ordering::Relaxed);
-                }
+                self.count_loading();
                 self.sources.loaded(&instances, until, &shapes, &mut self.carry)?;
                 for (oid, member) in members {
                     if fingerprints.contains_key(&oid) {
@@ -346,14 +346,26 @@ impl Engine {
                 Ok(())
             }
             Some(prepare::Event::Failed { row, error }) => self.fail(row.view, error).await,
+            Some(prepare::Event::Again { view, because }) => {
+                tracing::info!(view, because = %because.for_logs(), "a stream table is prepared again");
+                self.leave(view, Some(Instant::now() + prepare::PAUSE))
+            }
             Some(prepare::Event::Recomputed { view, outcome }) => self.recomputed(view, outcome).await,
             Some(prepare::Event::Done(outcome)) => {
                 self.preparing = None;
+                self.drop_unloaded()?;
                 // Also what an earlier life had published and nobody reads any more.
                 self.watched.shrunk = false;
                 self.drop_unused()?;
                 outcome
             }
+        }
+    }
+
+    /// Time that went into reading sources, also in vain.
+    fn count_loading(&mut self) {
+        if let Some(started) = self.load_started.take() {
+            self.loading.fetch_add(started.elapsed().as_millis() as u64, Ordering::Relaxed);
         }
     }
 

@@ -72,13 +72,18 @@ pub(super) async fn load(
         drop(boundary);
         fresh = renew(job, assigned, fresh).await?;
     };
-    let held: Vec<(u32, Vec<i16>)> = fresh.iter().map(held).collect();
+    let after = fingerprint::read(client, &fresh.iter().map(held).collect::<Vec<_>>()).await?;
+    // No lock keeps the label of an enum from being renamed.
+    fresh.retain(|a| {
+        let oid = a.spec.oid;
+        let same = before.get(&oid).is_some_and(|was| after.get(&oid).is_some_and(|now| !was.differs(now)));
+        if !same {
+            failed.insert(oid, changed(&a.spec.qualified()));
+        }
+        same
+    });
     let before: Fingerprints =
-        before.into_iter().filter(|(oid, _)| held.iter().any(|(h, _)| h == oid)).collect();
-    let after = fingerprint::read(client, &held).await?;
-    if before.iter().any(|(oid, was)| after.get(oid).is_none_or(|now| was.differs(now))) {
-        return Err(Error::new(ErrorKind::Identity, "a source changed its shape while it was read"));
-    }
+        before.into_iter().filter(|(oid, _)| fresh.iter().any(|a| a.spec.oid == *oid)).collect();
     boundary.close().await?;
     // A record after the snapshot: no look at change buffers that began before it can have reported this position.
     force_flush(client).await?;
@@ -255,8 +260,8 @@ async fn note(job: &Job, client: &Client, by_wal: &[SourceSpec], by_triggers: &[
     Ok(())
 }
 
-/// The plans still hold under the locks: between analysis and boundary a source may have become a partition, got
-/// children, lost its key. Then everything is planned again. A stream table whose view somebody holds locked is left out.
+/// Which plans still hold under the locks: between analysis and boundary a source may have become a partition, got
+/// children, lost its key. Then its readers are planned again. A stream table whose view somebody holds locked is left out.
 async fn confirm(
     client: &mut Client,
     candidates: &[Candidate],
@@ -271,14 +276,16 @@ async fn confirm(
             analysis => analysis?,
         };
         if analysis.plan.ok().as_ref() != Some(&candidate.plan) {
-            let name = candidate.row.qualified();
-            return Err(Error::new(
-                ErrorKind::Identity,
-                format!("what {name} reads changed while it was prepared"),
-            ));
+            unconfirmed
+                .insert(candidate.row.view, changed(&format!("what {} reads", candidate.row.qualified())));
         }
     }
     Ok(())
+}
+
+/// Not an error of the stream table: the same preparation, made again, is expected to succeed.
+fn changed(what: &str) -> Error {
+    Error::new(ErrorKind::Identity, format!("{what} changed while it was prepared"))
 }
 
 /// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).

@@ -35,6 +35,8 @@ use crate::row::TypeClass;
 /// go on. Shorter when all that is prepared has failed before: something new may be waiting behind it.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE_AGAIN: Duration = Duration::from_secs(1);
+/// Before what changed under a preparation is prepared again.
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the preparation tells the pipeline's loop, in this order.
 pub enum Event {
@@ -72,6 +74,11 @@ pub enum Event {
     Failed {
         row: StreamTableRow,
         error: Error,
+    },
+    /// What it reads changed while it was prepared: the same again, from the analysis on.
+    Again {
+        view: ViewId,
+        because: Error,
     },
     /// A FULL stream table was recomputed.
     Recomputed {
@@ -208,7 +215,10 @@ async fn prepare(job: &Job) -> Result<()> {
         let lost = lost.or_else(|| candidate.plan.upstreams.iter().find_map(|u| left_out.get(u)));
         let lost = match lost {
             Some(e) => {
-                job.send(Event::Failed { row: candidate.row, error: again(e) })?;
+                job.send(match e.kind() {
+                    ErrorKind::Identity => Event::Again { view, because: again(e) },
+                    _ => Event::Failed { row: candidate.row, error: again(e) },
+                })?;
                 Some(again(e))
             }
             None => ready(job, &client, candidate, &assigned).await?,
@@ -397,7 +407,16 @@ async fn ready(
         .collect();
     let action = if row.status == "INITIALIZING" && !row.was_live { "INITIAL" } else { "REINITIALIZE" };
     let initiated = if action == "INITIAL" { "INITIAL" } else { "SCHEDULER" };
-    let refresh = history::start(client, row.view, action, Some(&job.reason), initiated).await?;
+    let refresh = match history::start(client, row.view, action, Some(&job.reason), initiated).await {
+        Ok(refresh) => refresh,
+        Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+        // Somebody's open transaction drops it.
+        Err(error) => {
+            let told = again(&error);
+            job.send(Event::Failed { row, error })?;
+            return Ok(Some(told));
+        }
+    };
     let columns: Vec<(String, TypeClass)> =
         plan.columns.iter().map(|c| (c.name.clone(), c.ty.class)).collect();
     // Dropped meanwhile: no relation has this number.

@@ -3,6 +3,7 @@
 //! Invariant: a source whose shape changed is read again before anything that reads it counts as up to date; the other
 //! sources stay as they are, and stream tables that do not read it go on.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::diagnose;
@@ -60,22 +61,38 @@ impl Engine {
     /// Where somebody's open transaction holds the row it can't; then `pgt_behind` says it, so that no frontier passes
     /// a stream table that is not there.
     pub(super) async fn tell_behind(&mut self) -> Result<()> {
+        if !self.watched.known {
+            return Ok(());
+        }
         self.watched.untold = false;
         let mut behind = std::mem::take(&mut self.watched.behind);
-        // What has come back meanwhile is up to date.
-        let is_out =
-            |v: &View| matches!(v.state, State::Failed { .. } | State::Preparing | State::Waiting(_));
-        behind.retain(|id, _| self.views.0.get(id).is_some_and(is_out));
-        let untold = match behind.is_empty() {
-            true => Vec::new(),
-            false => behind::tell(&self.control, &self.options.pipeline, &behind).await?,
-        };
-        behind.retain(|id, _| untold.contains(id));
-        if self.watched.known_behind.as_ref() != Some(&untold) {
-            behind::note(&self.control, &self.options.pipeline, &behind).await?;
-            self.watched.known_behind = Some(untold);
+        if self.watched.known_behind.is_none() {
+            // What an earlier life could not tell.
+            for (id, complete) in behind::read(&self.control, &self.options.pipeline).await? {
+                behind.entry(id).or_insert(complete);
+            }
         }
-        self.watched.behind = behind;
+        // What has come back meanwhile is up to date; what comes back is not before its apply is there, whose status must
+        // not be overwritten.
+        let (mut out, mut installing) = (BTreeMap::new(), BTreeMap::new());
+        for (id, complete) in behind {
+            match self.views.0.get(&id).map(|v| &v.state) {
+                Some(State::Failed { .. } | State::Preparing | State::Waiting(_)) => out.insert(id, complete),
+                Some(State::Installing { .. }) => installing.insert(id, complete),
+                Some(State::Active(_) | State::Full { .. }) | None => None,
+            };
+        }
+        if !out.is_empty() {
+            let untold = behind::tell(&self.control, &self.options.pipeline, &out).await?;
+            out.retain(|id, _| untold.contains(id));
+        }
+        out.append(&mut installing);
+        let known: Vec<ViewId> = out.keys().copied().collect();
+        if self.watched.known_behind.as_ref() != Some(&known) {
+            behind::note(&self.control, &self.options.pipeline, &out).await?;
+            self.watched.known_behind = Some(known);
+        }
+        self.watched.behind = out;
         Ok(())
     }
 

@@ -123,6 +123,12 @@ impl Sources {
         self.by_oid.iter().map(|(oid, s)| (*oid, attributes(s))).collect()
     }
 
+    /// Instances that are not loaded.
+    pub fn unloaded(&self) -> Vec<InstanceId> {
+        let instances = self.by_oid.values().flat_map(|s| &s.instances);
+        instances.filter(|(_, i)| matches!(i.phase, Phase::Loading { .. })).map(|(id, _)| *id).collect()
+    }
+
     pub fn is_live(&self, instance: InstanceId) -> bool {
         self.find(instance).is_some_and(|i| matches!(i.phase, Phase::Live))
     }

@@ -41,7 +41,7 @@ fn a_change_is_fed_only_if_the_snapshot_does_not_show_it() {
     sources.loaded(&[instance], 500, &BTreeMap::new(), &mut feed).unwrap();
     // 101 was in progress, 103 began later.
     assert_eq!(ids(&feed), 2);
-    assert_eq!(sources.held_bytes(), 0);
+    assert_eq!((sources.held_bytes(), sources.unloaded()), (0, Vec::new()));
     feed.clear();
     sources.feed(insert(1), 102, &mut feed).unwrap();
     assert_eq!(ids(&feed), 0);
@@ -75,6 +75,7 @@ fn what_waits_for_a_load_that_never_ends_is_forgotten_with_it() {
     let locked = sources.require(&spec()).unwrap().instance;
     sources.feed(insert(1), 101, &mut Feed::new()).unwrap();
     assert!(sources.held_bytes() > 0);
+    assert_eq!(sources.unloaded(), [locked]);
     assert_eq!((sources.release(locked), sources.held_bytes()), (Some(7), 0));
 }
 

@@ -118,6 +118,13 @@ impl Stream {
         }
     }
 
+    /// Whatever arrives waits: the reader has no room for it.
+    pub fn is_not_read(&mut self) {
+        if let Stream::Slot(session) = self {
+            session.is_not_read();
+        }
+    }
+
     pub fn is_silent(&self) -> bool {
         matches!(self, Stream::Slot(session) if session.is_silent())
     }

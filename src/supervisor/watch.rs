@@ -101,7 +101,10 @@ fn due(last: &mut Option<Instant>, every: Duration) -> bool {
 impl Engine {
     /// One turn of the clock.
     pub async fn tick(&mut self) -> Result<()> {
-        if self.stream.is_silent() {
+        if !self.wants_input() {
+            // It is not asked: its silence says nothing, and the moment it is asked again is not the end of one.
+            self.stream.is_not_read();
+        } else if self.stream.is_silent() {
             let silent = Error::new(ErrorKind::Connection, "the server has fallen silent");
             self.reconnect(silent).await?;
         }
@@ -242,13 +245,17 @@ impl Engine {
         Ok(())
     }
 
-    async fn look_at(&mut self, row: StreamTableRow) -> Result<()> {
+    async fn look_at(&mut self, mut row: StreamTableRow) -> Result<()> {
         let Some(view) = self.views.0.get_mut(&row.view) else {
             let again = (!row.is_suspended()).then(Instant::now);
             self.views.0.insert(row.view, View { row, state: State::Failed { again } });
             return Ok(());
         };
         let altered = view.row.version != row.version || view.row.schedule != row.schedule;
+        if !altered && self.watched.unsaved.contains_key(&row.view) {
+            // The catalog does not know of its failure yet: nobody has resumed it.
+            (row.status, row.errors) = (view.row.status.clone(), view.row.errors);
+        }
         let resumed = view.row.is_suspended() && !row.is_suspended();
         let suspended = !view.row.is_suspended() && row.is_suspended();
         let dropped = view.row.relation.is_some() && row.relation.is_none()
@@ -389,6 +396,16 @@ impl Engine {
             return Ok(());
         }
         for instance in self.sources.instances() {
+            if !self.views.uses(instance) {
+                self.drop_instance(instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A preparation is over: what it left unloaded is nobody's. The next one would take it for loaded and wait for ever.
+    pub(super) fn drop_unloaded(&mut self) -> Result<()> {
+        for instance in self.sources.unloaded() {
             if !self.views.uses(instance) {
                 self.drop_instance(instance)?;
             }

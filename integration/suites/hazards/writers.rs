@@ -326,3 +326,59 @@ async fn d7_a_constraint_or_trigger_that_fails_the_apply_suspends_only_its_strea
     })
     .await;
 }
+
+/// A state of the class of connections, raised by somebody's code (a foreign server that is away), is no lost connection
+/// of ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn b1_an_error_about_a_connection_in_code_of_users_concerns_only_its_stream_table() {
+    for_each_major(async |server| {
+        let scene = Scene::start(server, T).await;
+        scene
+            .run(
+                "create table away (x int);
+                 create function remote(v int) returns int language plpgsql as $$ begin
+                    if exists (select from app.away) then raise exception 'could not connect to server' using errcode = '08001'; end if;
+                    return v; end $$;
+                 create function remote_row(v int) returns int immutable language plpgsql as $$ begin
+                    if v = 77 then raise exception 'the connection was lost' using errcode = '08006'; end if;
+                    return v; end $$;
+                 create function noted() returns trigger language plpgsql as $$ begin
+                    perform app.remote(1); return null; end $$",
+            )
+            .await;
+        scene.create("plain", "select id, v, d from t").await;
+        scene.create("noting", "select id, v from t").await;
+        scene.create("mapped", "select id, remote_row(v) as r from t").await;
+        let full = "select pgtrickle.create_stream_table('recomputed', 'select count(*) as n, max(remote(v)) as m from t',
+            refresh_mode => 'FULL', schedule => '1s')";
+        scene.run(full).await;
+        scene.wait_status("recomputed", "ACTIVE FULL").await;
+        scene.run("create trigger noted after insert or update on noting execute function noted()").await;
+        scene.check(&["plain", "noting", "mapped"]).await;
+        let generation = scene.generation().await;
+        scene.run("insert into away values (1)").await;
+        scene.run("update t set v = v + 1").await;
+        scene.check(&["plain"]).await;
+        scene.run("update t set v = 77 where id = 1").await;
+        for (name, expected) in [("noting", "08001"), ("recomputed", "08001"), ("mapped", "08006")] {
+            wait_until(&format!("the error of {name}"), SOON, || async {
+                let state = scene.column(name, "last_error_sqlstate").await;
+                if state.as_deref() == Some(expected) { Ok(()) } else { Err(format!("{state:?}")) }
+            })
+            .await;
+        }
+        scene.run("update t set v = v + 1").await;
+        scene.check(&["plain"]).await;
+        assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
+        scene.run("delete from away; update t set v = 1 where id = 1").await;
+        for name in ["noting", "recomputed", "mapped"] {
+            if scene.status(name).await.starts_with("SUSPENDED") {
+                scene.run(&format!("select pgtrickle.resume_stream_table('{name}')")).await;
+            }
+        }
+        scene.run("update t set v = v + 1").await;
+        scene.check_in_time(&["plain", "noting", "mapped"]).await;
+        assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
+    })
+    .await;
+}
