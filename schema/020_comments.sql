@@ -53,7 +53,7 @@ begin
     ('drop_pipeline', 'Drops a pipeline with its slot, publication, triggers, buffers and settings. Refused while a sidecar serves it, and while it has stream tables; `cascade` drops those, too. For the installing role.'),
     ('move_stream_table', 'Moves a stream table to another pipeline, and with `cascade` those of its pipeline that read it. The rows stay and no change is lost: the former pipeline lets go of it, the new one writes the difference. Returns how many were moved.'),
     -- maintenance
-    ('detach', 'Makes a live sidecar leave the database, drops slot and capture, and keeps it away until attach. The first call marks; a call after the commit waits and says that the slot is gone.'),
+    ('detach', 'Makes a live sidecar leave the database, drops its slot, and keeps it away until attach. Capture triggers, where there are any, stay and record up to their bounds. The first call marks; a call after the commit waits and says that the slot is gone.'),
     ('attach', 'Lets a sidecar serve a detached database again.'),
     ('rebuild_cdc_triggers', 'Makes the capture triggers of all sources again.'),
     ('acknowledge_recoveries', 'For the installing role: takes the incidents that have been seen off health_check; returns how many.'),
@@ -78,5 +78,5 @@ comment on view pgtrickle.source_states is 'Every source: how it is captured, wh
 comment on view pgtrickle.pipeline_slots is 'The slots of the pipelines as the server knows them; one that should be there and is not has a row too.';
 comment on view pgtrickle.pgt_settings is 'Every setting of this database: what counts now, and from where; with a row for each value that a pipeline has of its own.';
 comment on view pgtrickle.query_views is 'The views that hold the defining queries.';
-comment on view pgtrickle.attachments is 'What users have put on stream tables (triggers, keys, policies) that can stop an apply or repeat its effect.';
+comment on view pgtrickle.attachments is 'What users have put on stream tables that can stop an apply or repeat its effect: foreign keys that point at them, triggers and rules. CHECK and UNIQUE constraints and policies are not listed.';
 comment on view pgtrickle.pipelines_info is 'Every pipeline: whether a sidecar serves it, how fresh it is, and what its slot retains.';

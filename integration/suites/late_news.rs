@@ -78,10 +78,20 @@ async fn a_failure_that_cannot_be_stored_yet_is_no_fresh_stream_table() {
                from pgtrickle.stream_tables_info"
         );
         assert_eq!(value(&scene.dba, &fresh).await, "stfalse sutrue");
+        // Nor when it is tried again, and fails again.
+        wait_until("the next failure", SOON, || async {
+            let logs = scene.sidecar.logs();
+            if logs.matches("its catalog row is locked").count() > 1 { Ok(()) } else { Err(logs) }
+        })
+        .await;
+        assert_eq!(value(&scene.dba, &fresh).await, "stfalse sutrue");
         holder.batch_execute("rollback").await.unwrap();
         let state = "select last_error_sqlstate from pgtrickle.stream_tables_info where pgt_name = 'st'";
         wait_value(&scene.dba, state, "22012").await;
         assert_eq!(value(&scene.dba, &fresh).await, "stfalse sutrue", "nor once it is stored");
+        let ahead = "select (s.frontier < p.frontier)::text from pgtrickle.pgt_stream_tables s
+            join pgtrickle.pgt_pipelines p using (pipeline) where pgt_name = 'st'";
+        assert_eq!(value(&scene.dba, ahead).await, "true");
         scene.run("update t set v = 1 where id = 2").await;
         scene.check_in_time(&["st", "su"]).await;
     })

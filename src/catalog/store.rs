@@ -331,8 +331,9 @@ pub async fn fail(
             status = case when s.status = 'SUSPENDED' then s.status else $2 end, consecutive_errors = consecutive_errors + 1,
             last_error_sqlstate = $3, last_error_message = $4, last_error_query = coalesce($7, s.defining_query),
             last_error_at = pg_catalog.clock_timestamp(),
-            -- One that is not continuous tells by itself up to where it is complete.
-            frontier = case when pgtrickle._is_continuous(s.schedule) then coalesce($5, s.frontier) else s.frontier end,
+            -- One that is not continuous tells by itself up to where it is complete; one that has been told of keeps that.
+            frontier = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL' and pgtrickle._is_continuous(s.schedule)
+                then coalesce($5, s.frontier) else s.frontier end,
             data_timestamp = case when s.status = 'ACTIVE' and s.refresh_mode = 'DIFFERENTIAL' and pgtrickle._is_continuous(s.schedule)
                 then coalesce($6, (select p.data_timestamp from pgtrickle.pgt_pipelines p where p.pipeline = s.pipeline))
                 else s.data_timestamp end

@@ -125,7 +125,7 @@ fn check_server(identity: &Identity) -> Result<()> {
     if identity.in_recovery {
         return refuse(
             "the server is a standby",
-            "connect to the primary, or list both hosts with target_session_attrs=read-write",
+            "connect to the primary, by a name that follows a failover",
         );
     }
     if !(14..=18).contains(&identity.major) {

@@ -77,6 +77,8 @@ impl Engine {
 
     async fn fail_at(&mut self, id: ViewId, e: Error, complete: Option<Complete>) -> Result<()> {
         let now = self.complete_until();
+        // What has failed again was not complete any further in between.
+        let complete = self.watched.behind.get(&id).copied().or(complete);
         if self.is_behind_catalog(id, &e).await? {
             return self.leave(id, Some(Instant::now()));
         }

@@ -141,10 +141,13 @@ pub(super) const CHECKS: &[Check] = &[
         id: "slot.retention",
         needs: Needs::Schema,
         fine: "what a stopped sidecar can make the server keep is bounded",
-        sql: "select 'fail', 'max_slot_wal_keep_size is unlimited and slot_policy is alert: a sidecar that stays away lets the WAL fill the disk',
-                     'alter system set max_slot_wal_keep_size = ''10GB''; select pg_reload_conf();  -- or: insert into pgtrickle.settings values (''slot_policy'', ''shed'') on conflict (key, pipeline) do update set value = ''shed'';'
-               where current_setting('max_slot_wal_keep_size') = '-1' and pgtrickle._setting('slot_policy') <> 'shed'
-                 and exists (select from pgtrickle.pipeline_slots)",
+        sql: "select case p.policy when 'shed' then 'warn' else 'fail' end,
+                     case p.policy when 'shed' then 'max_slot_wal_keep_size is unlimited: slot_policy is shed, but a sidecar that is stopped sheds nothing'
+                          else 'max_slot_wal_keep_size is unlimited and slot_policy is alert: a sidecar that stays away lets the WAL fill the disk' end,
+                     'alter system set max_slot_wal_keep_size = ''10GB''; select pg_reload_conf();' || case p.policy when 'shed' then ''
+                          else '  -- or: insert into pgtrickle.settings values (''slot_policy'', ''shed'') on conflict (key, pipeline) do update set value = ''shed'';' end
+                from (select pgtrickle._setting('slot_policy') as policy) p
+               where current_setting('max_slot_wal_keep_size') = '-1' and exists (select from pgtrickle.pipeline_slots)",
     },
     Check {
         id: "slot.horizon",
@@ -264,7 +267,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "server.connections",
         needs: Needs::Server,
         fine: "connections are free",
-        sql: "select 'warn', format('%s of %s connections are in use: a pipeline takes about eight', used, m),
+        sql: "select 'warn', format('%s of %s connections are in use: a pipeline takes up to 16', used, m),
                      'alter system set max_connections = ' || m + 50 || ';  -- takes a restart'
                 from (select count(*) as used, current_setting('max_connections')::int as m from pg_stat_activity where backend_type = 'client backend') s
                where used + 10 > m",
