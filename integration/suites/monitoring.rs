@@ -193,7 +193,8 @@ fn promtool_accepts_the_rules_and_each_fires_in_its_case_alone() {
 
 /// The rules with times and thresholds of a test: seconds for minutes, small amounts for large ones.
 fn hurried() -> String {
-    let mut text = RULES.replace("freshness_seconds > 300", "freshness_seconds > 15");
+    let mut text =
+        RULES.replace("freshness_seconds > 300", "freshness_seconds > 15").replace("> 5e8", "> 5e4");
     text = text.replace("[15m]", "[90s]").replace("[10m]", "[20s]");
     let line = |line: &str| match line.trim().strip_prefix("for: ") {
         Some(_) => "        for: 1s".to_owned(),
@@ -252,9 +253,8 @@ impl Prometheus {
     }
 }
 
-/// Eleven of the rules, on a real server, sidecar and Prometheus. Not provoked here, and left to promtool: a slot that is
-/// inactive beside a sidecar that serves (it reconnects at once), a fallback that is not ready (the tests' installing role
-/// is a superuser), a buffer that grows for ten minutes, one stream table that is stale or loads for long.
+/// Eleven of the rules, on a real server, sidecar and Prometheus; four more in the next test. Left to promtool: a slot that
+/// is inactive beside a sidecar that serves (it reconnects at once).
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_fire_in_provoked_failures_and_end_with_them() {
     if !has_prometheus() {
@@ -334,6 +334,75 @@ async fn rules_fire_in_provoked_failures_and_end_with_them() {
         prometheus.fires("PgtrickleReconnectLoop").await;
         scene.sidecar.kill9();
         prometheus.fires("PgtrickleDown").await;
+    })
+    .await;
+}
+
+/// What concerns one stream table or source while the pipeline as a whole is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_about_one_stream_table_or_source_fire_and_end() {
+    if !has_prometheus() {
+        return;
+    }
+    each(async |major| {
+        let server = own_cluster(major, &[("max_slot_wal_keep_size", "1GB")]).await;
+        let http = free_port();
+        let prometheus = Prometheus::start(http).await;
+        let mut scene = scene(&server, http).await;
+        prometheus.ends("PgtrickleDown").await;
+        // Somebody holds one stream table.
+        let set = "insert into pgtrickle.settings values ('stale_after', '1 s'), ('hydrate_rate_mb', '1')";
+        scene.dba.batch_execute(set).await.unwrap();
+        let holder = connect(&scene.db.url(SUPERUSER)).await;
+        holder.batch_execute("begin; lock table app.st in access exclusive mode").await.unwrap();
+        scene.run("update t set v = v + 1").await;
+        prometheus.fires("PgtrickleStreamTableStale").await;
+        holder.batch_execute("rollback; delete from pgtrickle.settings where key = 'stale_after'").await.unwrap();
+        scene.check_in_time(&["st", "sb"]).await;
+        prometheus.ends("PgtrickleStreamTableStale").await;
+        // One whose source takes long to be read.
+        scene.run("create table large (id int primary key, body text); insert into large select i, repeat('x', 1000) from generate_series(1, 12000) i").await;
+        scene.run("select pgtrickle.create_stream_table('loading', 'select id, body from large')").await;
+        prometheus.fires("PgtrickleStreamTableLoading").await;
+        scene.dba.batch_execute("delete from pgtrickle.settings where key = 'hydrate_rate_mb'").await.unwrap();
+        scene.check_in_time(&["loading"]).await;
+        prometheus.ends("PgtrickleStreamTableLoading").await;
+        assert!(!prometheus.firing().await.unwrap().contains("PgtrickleFallbackNotReady"));
+        // As if somebody without rights on the application's tables had installed it.
+        scene
+            .dba
+            .batch_execute(
+                "do $$ begin if to_regrole('bystander') is null then create role bystander; end if; end $$;
+                 grant pg_read_all_data to bystander;
+                 alter function pgtrickle._fallback_obstacle(bigint) owner to bystander",
+            )
+            .await
+            .unwrap();
+        scene.run("create table theirs (id int primary key)").await;
+        scene.create("of_theirs", "select id from theirs").await;
+        prometheus.fires("PgtrickleFallbackNotReady").await;
+        scene.dba.batch_execute("alter function pgtrickle._fallback_obstacle(bigint) owner to current_user").await.unwrap();
+        scene.run("select pgtrickle.drop_stream_table('of_theirs')").await;
+        // Captured by triggers, and nothing can be written: the progress is part of every apply.
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene.dba.batch_execute("insert into pgtrickle.settings values ('cdc_mode', 'trigger')").await.unwrap();
+        scene.sidecar.start_again();
+        scene.run("insert into bag values (9)").await;
+        scene.check_in_time(&["sb"]).await;
+        holder.batch_execute("begin; select from pgtrickle.pgt_pipelines for update").await.unwrap();
+        let writer = connect(&scene.db.url(crate::harness::database::APP)).await;
+        wait_until("the buffer to grow past its bound", SOON, || async {
+            writer.batch_execute("insert into bag select generate_series(1, 200)").await.map_err(|e| e.to_string())?;
+            match prometheus.firing().await?.contains("PgtrickleTriggerBufferGrowing") {
+                true => Ok(()),
+                false => Err("not firing".to_owned()),
+            }
+        })
+        .await;
+        holder.batch_execute("rollback").await.unwrap();
+        scene.check_in_time(&["sb", "st", "loading"]).await;
+        prometheus.ends("PgtrickleTriggerBufferGrowing").await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
     })
     .await;
 }
