@@ -361,12 +361,38 @@ begin
     end loop;
 end $$;
 
+-- Runs a statement (one row, one text) as a stream table's owner, whoever calls: a query, its plan and the owner's functions
+-- are code of his, and must not run with the rights of a superuser who maintains them. SET ROLE would not do: it can be
+-- undone by that very code; inside a definer function it can't. Nobody else ever sees the function.
+create or replace function pgtrickle._as_owner(holder text, statement text) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    fn text := format('pgtrickle_queries.as_owner_%s', md5(random()::text || clock_timestamp()::text || pg_backend_pid()));
+    answer text;
+begin
+    if current_user = holder then
+        execute statement into answer;
+        return answer;
+    end if;
+    execute format('create function %s() returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as %L',
+        fn, format('declare answer text; begin execute %L into answer; return answer; end', statement));
+    execute format('alter function %s() owner to %I', fn, holder);
+    execute format('select %s()', fn) into answer;
+    execute format('drop function %s()', fn);
+    return answer;
+end $$;
+
 create or replace function pgtrickle._create_functions(id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    if current_user <> s.owner then
+        -- They are called only if they belong to the owner.
+        perform pgtrickle._as_owner(s.owner, format('select pgtrickle._create_functions(%s)::text', id));
+        return;
+    end if;
     perform pgtrickle._create_apply(id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
     perform pgtrickle._create_recompute('recompute', id, s.pgt_relid, s.query_view, s.key_columns, s.query_settings);
     perform pgtrickle._create_evaluations(id, s.evaluations, s.query_settings);
@@ -381,13 +407,20 @@ begin
     perform pgtrickle._grant_sidecar(id);
 end $$;
 
--- Makes apply_<id> anew where it was made by an older version of this file. Run by init: a superuser (or a member of
+-- Makes capture functions anew, and apply_<id> where it was made by an older version of this file. Run by init: a superuser (or a member of
 -- the owners) can do it for all; nothing of a user's is evaluated, and the owner stays the owner.
 create or replace function pgtrickle._renew_functions() returns void
 language plpgsql set search_path = pg_catalog, pg_temp set check_function_bodies = off as $$
 declare
     s pgtrickle.pgt_stream_tables;
+    source bigint;
 begin
+    -- Intact ones only: what somebody changed is still to be told of.
+    for source in select q.source_id from pgtrickle.pgt_sources q
+                    join pg_proc p on p.oid = to_regprocedure(format('pgtrickle_changes.capture_%s()', q.source_id))
+                   where md5(p.prosrc) = q.function_hash order by q.source_id loop
+        perform pgtrickle._create_capture(source);
+    end loop;
     for s in select t.* from pgtrickle.pgt_stream_tables t
                join pg_proc p on p.oid = to_regprocedure(format('pgtrickle_queries.apply_%s(text[], text[])', t.pgt_id))
               where cardinality(p.proallargtypes) <> 5 and t.pgt_relid is not null and t.query_view is not null

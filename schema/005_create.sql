@@ -194,6 +194,7 @@ create or replace function pgtrickle._recompute(id bigint, action text, initiate
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     started timestamptz := clock_timestamp();
+    written text;
     done record;
     s pgtrickle.pgt_stream_tables;
 begin
@@ -202,7 +203,10 @@ begin
     if to_regclass('pgtrickle.pgt_refresh_history') is null then
         perform pgtrickle._make_history();
     end if;
-    execute format('select * from pgtrickle_queries.recompute_%s()', id) into done;
+    written := pgtrickle._as_owner(s.owner, format(
+        'select concat_ws('' '', r.inserted_rows, r.updated_rows, r.deleted_rows) from pgtrickle_queries.recompute_%s() r', id));
+    select split_part(written, ' ', 1)::bigint as inserted_rows, split_part(written, ' ', 2)::bigint as updated_rows,
+           split_part(written, ' ', 3)::bigint as deleted_rows into done;
     update pgtrickle.pgt_stream_tables t
        set is_populated = true, data_timestamp = started, last_refresh_at = clock_timestamp(), updated_at = now(),
            status = case when t.refresh_mode = 'FULL' then 'ACTIVE' else t.status end,

@@ -205,7 +205,7 @@ begin
            requested_refresh_mode = requested, config_version = t.config_version + 1, updated_at = now()
      where t.pgt_id = id;
     if query is not null then
-        perform pgtrickle._replace_query(id, query, path, requested);
+        perform pgtrickle._as_owner(s.owner, format('select pgtrickle._replace_query(%s, %L, %L, %L)::text', id, query, path, requested));
         update pgtrickle.pgt_stream_tables t
            set parked_query = null, parked_for = null, parked_order = null, parked_status = null
          where t.pgt_id = id and t.parked_query is not null;

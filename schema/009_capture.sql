@@ -58,8 +58,31 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       from pg_attribute a where a.attrelid = rel and a.attnum > 0 and not a.attisdropped
 $$;
 
--- Registers sources; returns their ids in order. A table that was renamed keeps its id; one that was restored under a
--- new OID is found by its name.
+-- Frees a source's name for the table that has it now: whose row it was is named as its own table is called by now.
+create or replace function pgtrickle._free_source_name(pipe text, label text, keeper bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    other pgtrickle.pgt_sources;
+    now_called text;
+begin
+    select * into other from pgtrickle.pgt_sources s
+     where s.pipeline = pipe and s.source_name = label and s.source_id is distinct from keeper;
+    if not found then
+        return;
+    end if;
+    select format('%I.%I', n.nspname, c.relname) into now_called
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = other.source::oid;
+    -- Two that exchange their names: the keeper gets its own afterwards.
+    update pgtrickle.pgt_sources s set source_name = format('%s (source %s)', s.source_name, s.source_id)
+     where s.source_id = keeper and s.source_name = now_called;
+    if now_called is null or exists (select from pgtrickle.pgt_sources s where s.pipeline = pipe and s.source_name = now_called) then
+        now_called := format('%s (source %s)', label, other.source_id);
+    end if;
+    update pgtrickle.pgt_sources s set source_name = now_called where s.source_id = other.source_id;
+end $$;
+
+-- Registers sources; returns their ids in order. A table that was renamed keeps its id, and with it its triggers and its
+-- buffer, also when another table has its name now; one that was restored under a new OID is found by its name.
 create or replace function pgtrickle._source_ids(pipe text, rels regclass[]) returns bigint[]
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -74,15 +97,16 @@ begin
         if label is null then
             raise exception 'relation % does not exist', rel using errcode = '42P01';
         end if;
-        select s.source_id into id from pgtrickle.pgt_sources s where s.pipeline = pipe and s.source_name = label;
+        select s.source_id into id from pgtrickle.pgt_sources s where s.pipeline = pipe and s.source::oid = rel::oid;
         if id is null then
-            select s.source_id into id from pgtrickle.pgt_sources s where s.pipeline = pipe and s.source::oid = rel::oid;
+            select s.source_id into id from pgtrickle.pgt_sources s where s.pipeline = pipe and s.source_name = label
+               and not exists (select from pg_class c where c.oid = s.source::oid);
         end if;
+        perform pgtrickle._free_source_name(pipe, label, id);
         if id is null then
             insert into pgtrickle.pgt_sources (pipeline, source, source_name) values (pipe, rel, label)
                 on conflict (pipeline, source_name) do update set source = excluded.source returning source_id into id;
         else
-            -- Somebody else's row under this name, left by a table that is gone or was renamed.
             update pgtrickle.pgt_sources s set source_name = label, source = rel
              where s.source_id = id and (s.source_name, s.source::oid) is distinct from (label, rel::oid);
         end if;
@@ -91,7 +115,8 @@ begin
     return ids;
 end $$;
 
--- The text of capture_<id>(): one function for all operations. Transition tables: old_rows, new_rows.
+-- The text of capture_<id>(): one function for all operations. Transition tables: old_rows, new_rows. A row's text is
+-- that of the output function of its type, by format(): a cast could be its owner's, and would run with our rights.
 create or replace function pgtrickle._capture_text(id bigint, pipe text) returns text
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select format($body$
@@ -118,17 +143,17 @@ begin
             perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'T');
         elsif tg_level = 'ROW' then
             if tg_op <> 'INSERT' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || old::text);
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || format('%%s', old));
             end if;
             if tg_op <> 'DELETE' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || new::text);
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || format('%%s', new));
             end if;
         else
             if tg_op <> 'INSERT' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || (o.*)::text) from old_rows o;
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'D' || format('%%s', o.*)) from old_rows o;
             end if;
             if tg_op <> 'DELETE' then
-                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || (n.*)::text) from new_rows n;
+                perform pg_logical_emit_message(true, 'pgtrickle:%1$s', proof || 'I' || format('%%s', n.*)) from new_rows n;
             end if;
         end if;
         return null;
@@ -147,17 +172,17 @@ begin
         insert into pgtrickle_changes.changes_%1$s (op, shape) values ('T', shape);
     elsif tg_level = 'ROW' then
         if tg_op <> 'INSERT' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) values ('D', shape, old::text);
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) values ('D', shape, format('%%s', old));
         end if;
         if tg_op <> 'DELETE' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) values ('I', shape, new::text);
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) values ('I', shape, format('%%s', new));
         end if;
     else
         if tg_op <> 'INSERT' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'D', shape, (o.*)::text from old_rows o;
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'D', shape, format('%%s', o.*) from old_rows o;
         end if;
         if tg_op <> 'DELETE' then
-            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'I', shape, (n.*)::text from new_rows n;
+            insert into pgtrickle_changes.changes_%1$s (op, shape, record) select 'I', shape, format('%%s', n.*) from new_rows n;
         end if;
     end if;
     return null;

@@ -204,16 +204,15 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
     missing text[];
-    role text := current_setting('role');
     keys text;
 begin
     select * into strict s from pgtrickle.pgt_stream_tables where pgt_id = id;
+    if current_user <> s.owner then
+        return pgtrickle._as_owner(s.owner, format('select pgtrickle._mend(%s)::text', id))::text[];
+    end if;
     missing := pgtrickle._missing_objects(s);
     if cardinality(missing) = 0 then
         return missing;
-    end if;
-    if current_user <> s.owner then
-        perform set_config('role', s.owner, true);
     end if;
     if 'primary key' = any (missing) then
         select string_agg(quote_ident(k), ', ' order by ord) into keys from unnest(s.key_columns) with ordinality u (k, ord);
@@ -222,7 +221,6 @@ begin
         execute format('create index on %s (__pgt_row_id)', s.pgt_relid);
     end if;
     perform pgtrickle._create_functions(id);
-    perform set_config('role', role, true);
     return missing;
 end $$;
 

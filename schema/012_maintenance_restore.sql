@@ -48,7 +48,6 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     s pgtrickle.pgt_stream_tables;
     done text[] := '{}';
-    role text := current_setting('role');
     named regclass;
     made regclass;
 begin
@@ -57,7 +56,7 @@ begin
         return done;
     end if;
     if current_user <> s.owner then
-        perform set_config('role', s.owner, true);
+        return pgtrickle._as_owner(s.owner, format('select pgtrickle._find_objects(%s)::text', id))::text[];
     end if;
     if not exists (select from pg_class c where c.oid = s.query_view) then
         named := to_regclass(format('pgtrickle_queries.%I', pgtrickle._view_name(s.pgt_name, id)));
@@ -85,7 +84,6 @@ begin
            set pgt_relid = coalesce(made, named), is_populated = t.is_populated and made is null
          where t.pgt_id = id;
     end if;
-    perform set_config('role', role, true);
     return done;
 end $$;
 
@@ -183,6 +181,8 @@ begin
         end if;
         perform pg_sleep(0.02);
     end loop;
+    -- Nobody maintains it meanwhile: a table that loses its replica identity could not be updated any more.
+    perform pgtrickle.publication_sync(ours, null);
     if slot.slot_name is null then
         return format('detached: the pipeline %s has no replication slot on this server', pipeline);
     end if;

@@ -94,7 +94,8 @@ begin
               order by t.parked_order, t.pgt_id for no key update loop
         name := format('%I.%I', s.pgt_schema, s.pgt_name);
         begin
-            perform pgtrickle._replace_query(s.pgt_id, s.parked_query, 'pg_catalog, pg_temp', s.requested_refresh_mode, true);
+            perform pgtrickle._as_owner(s.owner, format('select pgtrickle._replace_query(%s, %L, %L, %L, true)::text',
+                s.pgt_id, s.parked_query, 'pg_catalog, pg_temp', s.requested_refresh_mode));
         exception when others then
             get stacked diagnostics state = returned_sqlstate, what = message_text;
             raise exception 'the query of stream table % does not fit any more: %', name, what using errcode = state,

@@ -340,7 +340,7 @@ fn aggregate(call: &Aggregate, rows: &Rows) -> Row {
             let quotient = Expr::Call { kernel: Kernel::NumericDiv, args };
             kernel::project(&[quotient], &sum.concat(&count).unpack(), &mut Scratch::default())
         }
-        SumFloat4 | SumFloat8 | AvgFloat => panic!("not among the queries"),
+        SumFloat4 | SumFloat8 | AvgFloat4 | AvgFloat8 => panic!("not among the queries"),
     }
 }
 

@@ -286,6 +286,11 @@ fn own(facts: &Facts, node: &Node) -> bool {
             let operator = facts.operators.get(&oid);
             stable(operator.and_then(|o| facts.functions.get(&o.function)))
         }),
+        // RANGE BETWEEN interval '1 day' PRECEDING is a day of the time zone.
+        "OVER" => ["startInRangeFunc", "endInRangeFunc"].iter().any(|field| {
+            let function = node.oid(field).ok().and_then(|f| facts.functions.get(&f));
+            function.is_some_and(|f| f.volatility == 's')
+        }),
         "COERCEVIAIO" => {
             let from = node.node("arg").ok().and_then(|a| type_of(a).ok());
             let to = type_of(node).ok();

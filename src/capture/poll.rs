@@ -50,11 +50,13 @@ pub fn merge(consumed: &mut Consumed, later: Consumed) {
 /// What one look found.
 #[derive(Debug)]
 pub struct Polled {
+    /// Whose buffers were read.
+    pub sources: Vec<i64>,
     /// By source, in the order of their numbers.
     pub rows: BTreeMap<i64, Vec<Captured>>,
     pub consumed: Consumed,
     pub bytes: usize,
-    /// Read before the snapshot: whatever was committed (as its client saw it) before this position is in.
+    /// From before the snapshot: whatever was committed (as its client saw it) up to this position is in.
     pub position: u64,
     pub time: DateTime<Utc>,
     pub snapshot: Snapshot,
@@ -74,10 +76,12 @@ pub async fn read(client: &Client, sources: &[i64], limit: usize) -> Result<Poll
     client.batch_execute("commit").await.map_err(error)?;
     let (rows, consumed, bytes, snapshot) = outcome?;
     Ok(Polled {
+        sources: sources.to_vec(),
         rows,
         consumed,
         bytes,
-        position: before.get::<_, PgLsn>(0).into(),
+        // Strictly before it: a commit that ends there may not have been visible yet.
+        position: u64::from(before.get::<_, PgLsn>(0)).saturating_sub(1),
         time: before.get(1),
         snapshot,
         cost: started.elapsed(),

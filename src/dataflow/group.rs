@@ -6,6 +6,8 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
+use smallvec::SmallVec;
+
 use super::account::{MAP_ENTRY, row_bytes};
 use crate::kernel;
 use crate::plan::expr::Order;
@@ -36,8 +38,8 @@ struct Accumulator {
     state: State,
     /// Inputs that are errors, with one of them as the result while there are any.
     errors: BTreeMap<Row, i64>,
-    /// For DISTINCT: values by key with their count and the image that was counted.
-    distinct: Option<HashMap<Row, (i64, Row)>>,
+    /// For DISTINCT: the images of each key with their counts, in their order.
+    distinct: Option<HashMap<Row, SmallVec<[(Row, i64); 1]>>>,
 }
 
 enum State {
@@ -179,7 +181,7 @@ impl Accumulator {
             CountStar | Count => State::Count(0),
             SumInt8 | SumIntNumeric | AvgInt => State::Int(IntSum::default()),
             SumNumeric | AvgNumeric => State::Numeric(NumericSum::default()),
-            SumFloat4 | SumFloat8 | AvgFloat => State::Float(FloatSum::default()),
+            SumFloat4 | SumFloat8 | AvgFloat4 | AvgFloat8 => State::Float(FloatSum::default()),
             Min(_) | Max(_) => State::Extreme(BTreeMap::new()),
             BoolAnd | BoolOr => State::Bool { trues: 0, falses: 0 },
             Single => State::Single(BTreeMap::new()),
@@ -213,8 +215,8 @@ impl Accumulator {
         }
     }
 
-    /// Counts a value once however often it is there. Equal values may look different (1.0, 1.00): what was counted
-    /// is remembered, so that exactly it is taken away.
+    /// Counts a value once however often it is there. Equal values may look different (1.0, 1.00): the first image in
+    /// their order counts, so that the same rows always give the same answer.
     fn add_distinct(
         &mut self,
         function: AggregateFunction,
@@ -226,22 +228,42 @@ impl Accumulator {
         form.push(datum, &mut key);
         let key = key.finish();
         let Some(values) = &mut self.distinct else { return 0 };
-        let (count, image) = values.entry(key.clone()).or_insert_with(|| (0, Row::from_datums([datum])));
-        let bytes = MAP_ENTRY + row_bytes(&key) + row_bytes(image);
-        let mut grown = if *count == 0 { bytes } else { 0 };
-        let before = *count > 0;
-        *count += diff;
-        let after = *count > 0;
-        let image = image.clone();
-        if *count == 0 {
+        let key_bytes = MAP_ENTRY + row_bytes(&key);
+        let images = values.entry(key.clone()).or_default();
+        let counted =
+            |images: &[(Row, i64)]| images.iter().find(|(_, n)| *n > 0).map(|(image, _)| image.clone());
+        let mut grown = if images.is_empty() { key_bytes } else { 0 };
+        let before = counted(images);
+        let image = Row::from_datums([datum]);
+        match images.binary_search_by(|(known, _)| known.cmp(&image)) {
+            Ok(at) => {
+                if let Some((_, count)) = images.get_mut(at) {
+                    *count += diff;
+                    if *count == 0 {
+                        grown -= row_bytes(&image);
+                        images.remove(at);
+                    }
+                }
+            }
+            Err(at) => {
+                grown += row_bytes(&image);
+                images.insert(at, (image, diff));
+            }
+        }
+        let after = counted(images);
+        if images.is_empty() {
             values.remove(&key);
-            grown -= bytes;
+            grown -= key_bytes;
         }
-        match (before, after) {
-            (false, true) => grown + self.add(function, image.get(0), 1),
-            (true, false) => grown + self.add(function, image.get(0), -1),
-            _ => grown,
+        if before != after {
+            if let Some(before) = before {
+                grown += self.add(function, before.get(0), -1);
+            }
+            if let Some(after) = after {
+                grown += self.add(function, after.get(0), 1);
+            }
         }
+        grown
     }
 
     fn add(&mut self, function: AggregateFunction, datum: Datum<'_>, diff: i64) -> i64 {
@@ -257,7 +279,7 @@ impl Accumulator {
             }
             (State::Numeric(sum), Datum::Text(t)) => sum.add_text(t, diff),
             (State::Float(sum), Datum::Text(t)) => match function {
-                AggregateFunction::SumFloat4 => sum.add_text4(t, diff),
+                AggregateFunction::SumFloat4 | AggregateFunction::AvgFloat4 => sum.add_text4(t, diff),
                 _ => sum.add_text(t, diff),
             },
             (State::Extreme(values), datum) => {
@@ -300,7 +322,10 @@ impl Accumulator {
                 })
             }),
             (State::Float(sum), function) => {
-                let value = if function == AvgFloat { sum.avg() } else { sum.sum_f64() };
+                let value = match function {
+                    AvgFloat4 | AvgFloat8 => sum.avg(),
+                    _ => sum.sum_f64(),
+                };
                 value.map(|f| {
                     f.map_or(Datum::Null, |f| {
                         crate::row::float::write_f64(f, &mut text);

@@ -296,7 +296,7 @@ fn aggregate(call: &Aggregate, labels: &[String]) -> String {
     let name = match call.function {
         CountStar | Count => "count",
         SumInt8 | SumIntNumeric | SumNumeric | SumFloat4 | SumFloat8 => "sum",
-        AvgInt | AvgNumeric | AvgFloat => "avg",
+        AvgInt | AvgNumeric | AvgFloat4 | AvgFloat8 => "avg",
         Min(_) => "min",
         Max(_) => "max",
         BoolAnd => "bool_and",

@@ -143,8 +143,9 @@ pub enum AggregateFunction {
     SumFloat8,
     AvgInt,
     AvgNumeric,
-    /// avg(float4) and avg(float8), both float8.
-    AvgFloat,
+    /// avg(float4), a float8 of the widened values.
+    AvgFloat4,
+    AvgFloat8,
     Min(expr::Order),
     Max(expr::Order),
     BoolAnd,

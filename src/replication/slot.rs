@@ -60,6 +60,12 @@ pub async fn create(client: &Client, name: &str, major: u32) -> Result<u64> {
     };
     // It waits for transactions of the whole cluster and blocks nobody meanwhile: starting over would only wait longer.
     client.batch_execute("set lock_timeout = 0").await.map_err(error)?;
+    // Where this process ends meanwhile, the server's does too, and the half-made slot goes. Not on every platform.
+    if let Err(e) = client.batch_execute("set client_connection_check_interval = '1s'").await.map_err(error)
+        && e.kind() == ErrorKind::Connection
+    {
+        return Err(e);
+    }
     let created = client.query_one(sql, &[&name]).await.map_err(|e| explain(error(e), name));
     client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
     let row = created?;

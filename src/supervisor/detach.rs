@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::publication;
 use crate::error::Result;
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::replication::{PipelineNames, slot};
@@ -48,6 +49,8 @@ pub(super) async fn leave(target: &Target, names: &PipelineNames) -> Result<()> 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     slot::drop_ours(&client, names.slot()).await?;
+    // Nobody maintains it from here on (hazard B5).
+    publication::remove(&client, names.publication()).await?;
     tracing::info!(
         slot = names.slot(),
         "detached: slot and sessions are gone; pgtrickle.attach() brings them back"

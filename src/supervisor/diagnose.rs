@@ -87,7 +87,7 @@ pub(super) async fn prepare(
             slot::drop_ours(control, lease.names.slot()).await?;
             let reason = observation.cannot_stream.clone();
             let reason = reason.unwrap_or_else(|| rule.diagnosis.cause().to_owned());
-            deliver_by_polling(control, options, &reason).await?;
+            deliver_by_polling(control, options, lease, &reason).await?;
             Ok(Plan { delivery: Delivery::Poll { reason }, cause })
         }
         Action::Bootstrap => {
@@ -144,7 +144,7 @@ async fn rebuild(
             (None, Some(cause)) => cause.clone(),
             (None, None) => "the slot is made anew".to_owned(),
         };
-        deliver_by_polling(control, options, &reason).await?;
+        deliver_by_polling(control, options, lease, &reason).await?;
         return Ok(Plan { delivery: Delivery::Poll { reason }, cause });
     }
     by_slot_if_possible(control, options, lease, mode, cause).await
@@ -172,7 +172,7 @@ async fn by_slot_if_possible(
         Err(e) if mode == CdcMode::Auto && is_impossible(&e) => {
             tracing::warn!(reason = %e, hint = e.hint(), "no slot can be made: changes are captured by triggers");
             let reason = e.context().to_owned();
-            deliver_by_polling(control, options, &reason).await?;
+            deliver_by_polling(control, options, lease, &reason).await?;
             Ok(Plan { delivery: Delivery::Poll { reason }, cause })
         }
         Err(e) => Err(e),
@@ -208,7 +208,15 @@ pub(super) async fn deliver_by_slot(control: &Client, options: &RunOptions, leas
     store::set_delivery(control, &options.pipeline, "slot", None, oid).await
 }
 
-async fn deliver_by_polling(control: &Client, options: &RunOptions, reason: &str) -> Result<()> {
+/// Nothing reads the publication then, and nobody maintains it: a member that loses its replica identity could not be
+/// updated any more (hazard B5).
+async fn deliver_by_polling(
+    control: &Client,
+    options: &RunOptions,
+    lease: &Lease,
+    reason: &str,
+) -> Result<()> {
+    publication::remove(control, lease.names.publication()).await?;
     store::set_delivery(control, &options.pipeline, "poll", Some(reason), None).await
 }
 

@@ -128,6 +128,8 @@ pub(super) struct Engine {
     pub registered: bool,
     /// The open transaction was applied before this life, or received before.
     pub(super) skipping: bool,
+    /// How many preparations have begun in this life.
+    pub(super) preparations: u64,
 }
 
 /// Microseconds since 2000-01-01 as a time.
@@ -199,6 +201,7 @@ impl Engine {
             prepared_once: false,
             registered: false,
             skipping: false,
+            preparations: 0,
         })
     }
 

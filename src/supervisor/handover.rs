@@ -39,9 +39,13 @@ pub(super) struct Handover {
     next: Option<Instant>,
     running: Option<JoinHandle<Result<Option<Ready>>>>,
     ready: Option<Ready>,
-    /// The look under way was started after everything was ready: its snapshot may be the cut. An earlier one could be
-    /// older than the slot's start, and what lies between would come in neither way.
-    armed: bool,
+    /// The look under way was started after everything was ready, and while nothing was prepared: its snapshot may be the
+    /// cut. An earlier one could be older than the slot's start, and what lies between would come in neither way. Number
+    /// of the preparations until then: one that has begun since may have read a source at a later snapshot than the cut,
+    /// and what lies between would come twice.
+    armed: Option<u64>,
+    /// An attempt was given up: slot and publication are left.
+    left: bool,
     /// The snapshot that separates polled from streamed; nothing is polled after it.
     pub cut: Option<Snapshot>,
     /// What was last said about why it is not possible.
@@ -58,13 +62,13 @@ struct Ready {
 
 impl Handover {
     /// A look at the buffers begins.
-    pub fn look_begins(&mut self) {
-        self.armed = self.ready.is_some();
+    pub fn look_begins(&mut self, preparing: bool, preparations: u64) {
+        self.armed = (self.ready.is_some() && !preparing).then_some(preparations);
     }
 
     /// The snapshot of the look that has ended.
     pub fn looked(&mut self, snapshot: &Snapshot) {
-        if self.armed && self.ready.is_some() && self.cut.is_none() {
+        if self.armed.is_some() && self.ready.is_some() && self.cut.is_none() {
             self.cut = Some(snapshot.clone());
         }
     }
@@ -113,19 +117,29 @@ impl Engine {
         self.handover.next = Some(Instant::now() + EVERY);
         let mode = diagnose::cdc_mode(&self.control, &self.options).await?;
         if mode == CdcMode::Trigger {
-            return Ok(());
+            return self.tidy().await;
         }
         if !self.may_return().await? {
             self.say("the slot was given up because it retained too much WAL; it is made again later");
-            return Ok(());
+            return self.tidy().await;
         }
         if let Some(reason) = diagnose::cannot_stream(&self.control).await? {
             self.say(&reason);
-            return Ok(());
+            return self.tidy().await;
         }
+        self.handover.left = false;
         let specs = self.sources.layouts();
         let (options, lease) = (self.options.clone(), self.lease.clone());
         self.handover.running = Some(super::spawn(async move { make_ready(options, lease, specs).await }));
+        Ok(())
+    }
+
+    /// What an attempt that was given up left behind would keep WAL, and make updates fail that have no identity.
+    async fn tidy(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.handover.left) {
+            slot::drop_ours(&self.control, self.lease.names.slot()).await?;
+            publication::remove(&self.control, self.lease.names.publication()).await?;
+        }
         Ok(())
     }
 
@@ -173,10 +187,12 @@ impl Engine {
         let mut held: Vec<u32> = self.sources.layouts().iter().map(|s| s.oid).collect();
         held.sort_unstable();
         let Some(session) = ready.session else { return Ok(()) };
-        if held != ready.sources || self.preparing.is_some() {
+        if held != ready.sources || self.preparing.is_some() || self.handover.armed != Some(self.preparations)
+        {
             // A stream table came or went meanwhile: once more, with its sources.
             session.abort();
             self.handover.next = None;
+            self.handover.left = true;
             return Ok(());
         }
         // Strictly beyond everything that was polled: only the stream itself can pass it. Were it a position that a look
@@ -260,6 +276,7 @@ async fn make_ready(options: RunOptions, lease: Lease, specs: Vec<SourceSpec>) -
             note(&client, *id, Capture::Transitioning, StateEvent::HandoverFailed, Some(e.context())).await?;
         }
         slot::drop_ours(&client, lease.names.slot()).await?;
+        publication::remove(&client, lease.names.publication()).await?;
     }
     outcome.map(Some)
 }

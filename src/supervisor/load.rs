@@ -179,6 +179,9 @@ async fn publish(
     specs: &[SourceSpec],
     failed: &mut HashMap<u32, Error>,
 ) -> Result<()> {
+    if job.capturing.polled && specs.is_empty() {
+        return Ok(());
+    }
     match publication::add_tables(client, &job.publication, specs, Duration::ZERO).await {
         Err(e) if e.kind() != ErrorKind::Connection => {}
         outcome => return outcome,

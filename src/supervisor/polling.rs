@@ -43,7 +43,7 @@ impl Engine {
                 Arrived::Polled(polled) => return self.take_polled(*polled),
                 Arrived::Due => {
                     let (sources, limit) = (self.sources.triggered(), self.input_limit());
-                    self.handover.look_begins();
+                    self.handover.look_begins(self.preparing.is_some(), self.preparations);
                     if let Some(polling) = self.stream.polling() {
                         polling.start(sources.into_iter().map(|(_, id)| id).collect(), limit);
                     }
@@ -96,7 +96,10 @@ impl Engine {
     }
 
     fn take_polled(&mut self, polled: Polled) -> Result<()> {
-        self.received = self.received.max(polled.position);
+        // A source that has joined since was not looked at: its position is not reached by this look.
+        if self.sources.triggered().iter().all(|(_, id)| polled.sources.contains(id)) {
+            self.received = self.received.max(polled.position);
+        }
         self.server_time = Some(polled.time);
         self.near = self.near.max(polled.snapshot.xmax);
         self.handover.looked(&polled.snapshot);

@@ -46,12 +46,17 @@ impl Engine {
         }
     }
 
-    /// No load and no handover is under way, and what is installed has been applied.
+    /// No load and no handover is under way, and what is installed has been applied. After a handover the slot still has to
+    /// deliver what lies before the stored frontier and was not visible at the cut.
     fn is_at_rest(&self) -> bool {
         let moving = |s: &State| matches!(s, State::Preparing | State::Waiting(_) | State::Installing { .. });
         // A part of a transaction that is in the dataflow already would come a second time.
         let whole = !self.assembler.is_in_parts();
-        self.settled && whole && self.preparing.is_none() && !self.views.0.values().any(|v| moving(&v.state))
+        self.settled
+            && whole
+            && !self.sources.are_catching_up()
+            && self.preparing.is_none()
+            && !self.views.0.values().any(|v| moving(&v.state))
     }
 
     /// `Err(Connection)`: not yet. False: not at all.

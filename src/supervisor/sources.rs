@@ -129,6 +129,12 @@ impl Sources {
         instances.filter(|(_, i)| matches!(i.phase, Phase::Loading { .. })).map(|(id, _)| *id).collect()
     }
 
+    /// Whether any of them waits for the stream to pass a position.
+    pub fn are_catching_up(&self) -> bool {
+        let mut instances = self.by_oid.values().flat_map(|s| s.instances.values());
+        instances.any(|i| matches!(i.phase, Phase::CatchingUp { .. }))
+    }
+
     pub fn is_live(&self, instance: InstanceId) -> bool {
         self.find(instance).is_some_and(|i| matches!(i.phase, Phase::Live))
     }

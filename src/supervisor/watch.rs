@@ -384,6 +384,7 @@ impl Engine {
             }
         }
         self.prepared_once = true;
+        self.preparations += 1;
         self.preparing = Some(super::spawn(prepare::run(job)));
         Ok(())
     }

@@ -4,6 +4,7 @@ mod blips;
 mod bounds;
 mod freshness;
 mod handover;
+mod swap;
 mod triggers;
 pub mod world;
 

@@ -209,3 +209,51 @@ async fn b5_a_primary_key_is_lost_and_comes_back() {
     })
     .await;
 }
+
+/// Where changes come from triggers, or nobody serves the pipeline, no publication of ours is left: its members could not
+/// be updated once they have lost their key.
+#[tokio::test(flavor = "multi_thread")]
+async fn b5_a_key_is_lost_while_triggers_capture_and_while_detached() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(
+            server,
+            "create table k (id int primary key, v int); insert into k values (1, 1), (2, 2)",
+        )
+        .await;
+        scene.create("of_k", "select v, count(*) as n from k group by v").await;
+        scene.check(&["of_k"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+        scene
+            .dba
+            .batch_execute("insert into pgtrickle.settings values ('cdc_mode', 'trigger')")
+            .await
+            .unwrap();
+        scene.sidecar.start_again();
+        scene.run("insert into k values (3, 3)").await;
+        scene.check_in_time(&["of_k"]).await;
+        scene
+            .run("alter table k drop constraint k_pkey; update k set v = v + 1; delete from k where id = 1")
+            .await;
+        scene.check_in_time(&["of_k"]).await;
+        scene.run("alter table k add primary key (id)").await;
+        scene.dba.batch_execute("delete from pgtrickle.settings where key = 'cdc_mode'").await.unwrap();
+        wait_until("the WAL to deliver again", SOON * 2, || async {
+            let delivery =
+                super::super::snapshots::value(&scene.dba, "select delivery from pgtrickle.pgt_pipelines")
+                    .await;
+            if delivery == "slot" { Ok(()) } else { Err(delivery) }
+        })
+        .await;
+        scene.run("update k set v = v + 1").await;
+        scene.check_in_time(&["of_k"]).await;
+        scene.dba.batch_execute("select pgtrickle.detach()").await.unwrap();
+        scene.dba.batch_execute("select pgtrickle.detach()").await.unwrap();
+        scene
+            .run("alter table k drop constraint k_pkey; update k set v = v + 1; delete from k where id = 2")
+            .await;
+        scene.dba.batch_execute("select pgtrickle.attach()").await.unwrap();
+        scene.run("insert into k values (7, 7)").await;
+        scene.check_in_time(&["of_k"]).await;
+    })
+    .await;
+}

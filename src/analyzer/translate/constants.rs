@@ -141,13 +141,9 @@ pub fn float8_text(value: f64) -> Option<String> {
     if !value.is_finite() {
         return None;
     }
-    let scientific = format!("{value:e}");
-    let (digits, exponent) = scientific.split_once('e')?;
-    let exponent: i32 = exponent.parse().ok()?;
-    match exponent {
-        -4..15 => Some(format!("{value}")),
-        _ => Some(format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())),
-    }
+    let mut text = Vec::new();
+    crate::row::float::write_f64(value, &mut text);
+    String::from_utf8(text).ok()
 }
 
 /// Days since 2000-01-01, in ISO style (`EncodeDateOnly`).

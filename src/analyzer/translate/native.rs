@@ -97,7 +97,7 @@ impl Compiler<'_> {
             "CASETESTEXPR" => self.case_test.clone(),
             "COALESCEEXPR" => Some(Expr::Coalesce(self.list(node)?)),
             "RELABELTYPE" => self.relabel(node),
-            "COLLATEEXPR" => self.expr(node.node("arg").ok()?),
+            "COLLATEEXPR" => self.collate(node),
             _ => None,
         }
     }
@@ -223,7 +223,22 @@ impl Compiler<'_> {
             TypeClass::Other => from.oid == to.oid || self.base(from.oid) == self.base(to.oid),
             class => class == to.class || (text(&from) && text(&to)),
         };
-        if same { self.expr(arg) } else { None }
+        if same { Some(self.coarser(self.expr(arg)?, &from, &to)) } else { None }
+    }
+
+    fn collate(&self, node: &Node) -> Option<Expr> {
+        let arg = node.node("arg").ok()?;
+        Some(self.coarser(self.expr(arg)?, &self.ty(arg)?, &self.ty(node)?))
+    }
+
+    /// The same image under an equality that knows fewer differences (without blanks at the end, without case) is another
+    /// column: it does not inherit that its values are unique.
+    fn coarser(&self, expr: Expr, from: &TypeInfo, to: &TypeInfo) -> Expr {
+        let blanks = to.class == TypeClass::Bpchar && from.class != TypeClass::Bpchar;
+        if blanks || from.deterministic && !to.deterministic {
+            return Expr::Call { kernel: Kernel::Relabel, args: vec![expr] };
+        }
+        expr
     }
 
     fn base(&self, oid: u32) -> u32 {

@@ -83,8 +83,12 @@ impl Translator<'_> {
             list.extend(outer.iter().cloned());
             let nodes = list.iter().map(|n| one.place(n)).collect::<Step<Vec<_>>>()?;
             if columns.is_none() {
-                let types: Step<Vec<TypeInfo>> = nodes.iter().map(|n| self.type_of(n)).collect();
-                columns = Some(types?);
+                // What a column is: rows may have other lengths or collations than the first.
+                let mut types: Vec<TypeInfo> =
+                    self.row_columns(entry)?.into_iter().map(|(_, _, ty)| ty).collect();
+                let outer: Step<Vec<TypeInfo>> = nodes.iter().skip(width).map(|n| self.type_of(n)).collect();
+                types.extend(outer?);
+                columns = Some(types);
             }
             let (stage, exprs) = self.compute(one, &nodes)?;
             match exprs.iter().map(literal).collect::<Option<Vec<&Row>>>() {

@@ -93,7 +93,7 @@ impl Translator<'_> {
     }
 
     /// Attribute numbers, names and types of an entry's columns.
-    fn row_columns(&self, entry: &Node) -> Step<Vec<(i64, String, TypeInfo)>> {
+    pub(super) fn row_columns(&self, entry: &Node) -> Step<Vec<(i64, String, TypeInfo)>> {
         let names = entry.optional_node("eref").map(|e| e.list("colnames")).unwrap_or_default();
         let names: Vec<String> = names.iter().filter_map(Value::as_text).collect();
         let named = |types: Vec<TypeInfo>| match types.len() == names.len() {
