@@ -39,8 +39,11 @@ struct Accumulator {
     /// Inputs that are errors, with one of them as the result while there are any.
     errors: BTreeMap<Row, i64>,
     /// For DISTINCT: the images of each key with their counts, in their order.
-    distinct: Option<HashMap<Row, SmallVec<[(Row, i64); 1]>>>,
+    distinct: Option<HashMap<Row, Images>>,
 }
+
+/// Values that are equal but look different, in the order of their bytes, with their counts.
+type Images = SmallVec<[(Row, i64); 1]>;
 
 enum State {
     Count(i64),
