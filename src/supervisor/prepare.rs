@@ -133,6 +133,8 @@ pub(super) struct Candidate {
     validity: Option<String>,
     cadence: Cadence,
     gates: Vec<u32>,
+    /// Those of its gates that are stream tables of this pipeline.
+    own_gates: Vec<u32>,
     /// The view and the stream tables that its plan was made with.
     pub view: u32,
     pub sources: HashMap<u32, StreamTable>,
@@ -188,7 +190,7 @@ async fn prepare(job: &Job) -> Result<()> {
         // What was planned before its upstream was, is planned again: the dataflow goes through it.
         let opened = |c: &Candidate| {
             let through = |r: &StreamTableRow| {
-                r.relation.is_some_and(|oid| c.gates.contains(&oid))
+                r.relation.is_some_and(|oid| c.own_gates.contains(&oid))
                     && candidates.iter().any(|u| u.row.view == r.view && u.cadence.flows_into(&c.cadence))
             };
             job.all.iter().any(through)
@@ -286,7 +288,8 @@ async fn plan_row(
     };
     let mut sources = store::as_sources(&job.all, flows);
     // One that was moved away since counts as another pipeline's.
-    sources.extend(store::foreign_stream_tables(client, &job.capturing.pipeline).await?);
+    let foreign = store::foreign_stream_tables(client, &job.capturing.pipeline).await?;
+    sources.extend(foreign.clone());
     let analysis = analyze(client, TreeSource::View(view), &sources).await?;
     // The rights were those for the query that was analysed: its owner did not exchange it in between.
     if validity::read(client, &job.capturing.pipeline, meant).await?.remove(&row.view) != validity {
@@ -327,10 +330,23 @@ async fn plan_row(
     store::decide(client, row.view, "DIFFERENTIAL", None).await?;
     let form = form(row, &plan)?;
     let is_gate = |oid: &u32| sources.get(oid).is_some_and(|s| !s.incremental);
-    let gates = specs.iter().map(|s| s.oid).filter(is_gate).collect();
+    let gates: Vec<u32> = specs.iter().map(|s| s.oid).filter(is_gate).collect();
+    let own_gates = gates.iter().filter(|oid| !foreign.contains_key(oid)).copied().collect();
     let operators = operators(&plan, &analysis.names());
     let row = row.clone();
-    Ok(Some(Candidate { row, specs, operators, form, plan, validity, cadence, gates, view, sources }))
+    Ok(Some(Candidate {
+        row,
+        specs,
+        operators,
+        form,
+        plan,
+        validity,
+        cadence,
+        gates,
+        own_gates,
+        view,
+        sources,
+    }))
 }
 
 fn dependencies(analysis: &Analysis) -> Vec<(u32, &'static str, Vec<String>)> {

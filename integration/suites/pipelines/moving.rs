@@ -258,3 +258,34 @@ async fn a_frozen_sidecar_does_not_keep_what_was_moved_away() {
     })
     .await;
 }
+
+/// A stream table is moved away while its pipeline prepares it and what reads it: the reader is planned with it as
+/// another pipeline's, and the preparation ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_moved_while_it_is_prepared_with_its_reader_is_let_go() {
+    for_each_major(async |server| {
+        let mut scene = Scene::set(server, SOURCES).await;
+        for table in ALL {
+            scene.create("main", &table).await;
+        }
+        scene.live().await;
+        scene.main.kill9();
+        let locker = scene.db.as_app().await;
+        locker.batch_execute("begin; lock table a in access exclusive mode").await.unwrap();
+        scene.main.start_again();
+        let planning = "select count(*) > 0 from pg_stat_activity where application_name = 'pgtrickle:main:analyze'
+            and datname = current_database() and wait_event_type = 'Lock'";
+        wait_value(&scene.dba, planning, "true").await;
+        scene.app.batch_execute("select pgtrickle.move_stream_table('sums', 'b')").await.unwrap();
+        locker.batch_execute("update a set v = v + 1 where id < 100; commit").await.unwrap();
+        scene.live().await;
+        let places = "select string_agg(pgt_name || ' ' || pipeline, ', ' order by pgt_name) from pgtrickle.pgt_stream_tables";
+        assert_eq!(value(&scene.dba, places).await, "bag main, over_sums main, stays main, sums b");
+        scene.equal(&ALL).await;
+        scene.app.batch_execute("update a set v = v - 1, k = k + 1 where id % 3 = 0").await.unwrap();
+        scene.equal(&ALL).await;
+        assert_eq!(scene.main.terminate(SOON).await, Some(0));
+        assert_eq!(scene.b.terminate(SOON).await, Some(0));
+    })
+    .await;
+}

@@ -422,9 +422,12 @@ impl Translator<'_> {
         let mut conditions = vec![compare(Comparison::Gt, Expr::Column(number), skipped.clone())];
         if let Some(limit) = limit {
             let past = call(Kernel::IntSub(IntWidth::I8), Expr::Column(last), skipped);
-            // What ties with the last row that is skipped is not within zero rows.
-            let some = compare(Comparison::Gt, limit.clone(), int8(0));
-            let within = Expr::And(vec![compare(Comparison::Le, past, limit.clone()), some]);
+            let mut within = vec![compare(Comparison::Le, past, limit.clone())];
+            if with_ties {
+                // What ties with the last row that is skipped is not within zero rows.
+                within.push(compare(Comparison::Gt, limit.clone(), int8(0)));
+            }
+            let within = if within.len() == 1 { within.remove(0) } else { Expr::And(within) };
             conditions.push(Expr::Or(vec![Expr::IsNull(Box::new(limit)), within]));
         }
         let predicate = Expr::Case { branches, otherwise: Box::new(Expr::And(conditions)) };
