@@ -50,6 +50,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
      where a.attrelid = rel and a.attnum > 0 and not a.attisdropped
 $$;
 
+-- Whether a table of this role can be a snapshot that `owner` made: his own, of a superuser or a member, or of the present
+-- owner of the stream table. Anybody can read the mark of a snapshot and put it on a table of his own.
+create or replace function pgtrickle._may_hold_snapshot(holder oid, owner name, mark uuid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select pg_get_userbyid(holder) = owner
+        or (select r.rolsuper from pg_roles r where r.oid = holder)
+        or exists (select from pg_roles r where r.rolname = owner and pg_has_role(holder, r.oid, 'MEMBER'))
+        or exists (select from pgtrickle.pgt_snapshots x join pgtrickle.pgt_stream_tables s on s.pgt_id = x.pgt_id
+                    where x.mark = _may_hold_snapshot.mark and s.owner = pg_get_userbyid(holder))
+$$;
+
 -- The table of a snapshot; null when it is gone.
 create or replace function pgtrickle._snapshot_relation(mark uuid, named text, owner name) returns regclass
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -57,7 +68,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
       left join pg_description d on d.objoid = c.oid and d.classoid = 'pg_class'::regclass and d.objsubid = 0
      where c.relkind = 'r'
-       and (d.description like 'pgtrickle snapshot ' || mark || '%'
+       and (d.description like 'pgtrickle snapshot ' || mark || '%' and pgtrickle._may_hold_snapshot(c.relowner, owner, mark)
             or format('%I.%I', n.nspname, c.relname) = named and pg_get_userbyid(c.relowner) = owner
                and d.description not like 'pgtrickle snapshot %' is not false)
      order by d.description like 'pgtrickle snapshot ' || mark || '%' desc nulls last,

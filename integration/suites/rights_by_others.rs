@@ -140,3 +140,48 @@ async fn a_member_of_the_owner_runs_a_migration() {
     })
     .await;
 }
+
+/// Everybody can read the mark of a snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_the_mark_of_another_users_snapshot_is_not_taken_for_it() {
+    for_each_major(async |server| {
+        let (db, mut sidecar) = live(server).await;
+        let (dba, app) = (db.as_dba().await, db.as_app().await);
+        let (name, bob) = second_user(&db, &dba).await;
+        app.batch_execute(
+            "create table src (id int primary key); insert into src values (1), (2);
+             select pgtrickle.create_stream_table('kept', 'select id from src')",
+        )
+        .await
+        .unwrap();
+        settled(&dba).await;
+        let made = value(&app, "select pgtrickle.snapshot_stream_table('kept')").await;
+        let mark = value(&app, &format!("select obj_description('{made}'::regclass, 'pg_class')")).await;
+        bob.batch_execute(&format!(
+            "create table forged (id int); insert into forged values (3), (4); grant select on forged to public;
+             grant usage on schema bob to public; comment on table forged is '{mark}'"
+        ))
+        .await
+        .unwrap();
+        // Renamed, it is found by its mark alone.
+        app.batch_execute(&format!("alter table {made} rename to zz_kept")).await.unwrap();
+        let named = "select string_agg(snapshot_table, ' ') from pgtrickle.list_snapshots('kept')";
+        assert_eq!(value(&app, named).await, "app.zz_kept");
+        app.batch_execute("insert into src values (5); select pgtrickle.suspend_stream_table('kept')").await.unwrap();
+        app.batch_execute("select pgtrickle.restore_from_snapshot('kept', 'app.zz_kept')").await.unwrap();
+        assert_eq!(value(&app, "select string_agg(id::text, ' ' order by id) from kept").await, "1 2");
+        // Gone, there is none: not for its owner, not for a superuser.
+        app.batch_execute("drop table zz_kept").await.unwrap();
+        assert_eq!(value(&app, named).await, "");
+        assert_eq!(value(&dba, named).await, "");
+        for client in [&app, &dba] {
+            let sql = "select pgtrickle.restore_from_snapshot('app.kept', 'bob.forged')";
+            let error = client.batch_execute(sql).await.expect_err("that is no snapshot");
+            assert!(matches!(error.code().map(|c| c.code()), Some("42501" | "42809")), "{error:?}");
+        }
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        drop((bob, app));
+        forget_user(db, dba, &name).await;
+    })
+    .await;
+}
