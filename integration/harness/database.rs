@@ -31,9 +31,15 @@ pub async fn create_roles(server: &Server) {
     client.batch_execute(&roles).await.expect("the roles can be created");
 }
 
-/// Connects and leaves the connection to the runtime. The session ends when the client is dropped.
+/// Connects and leaves the connection to the runtime. The session ends when the client is dropped. It waits for no lock
+/// for ever: a test that is in its own way fails there, and does not hold up the server that others share.
 pub async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls)
+    let mut config: tokio_postgres::Config = url.parse().unwrap_or_else(|e| panic!("{url}: {e}"));
+    if config.get_options().is_none() {
+        config.options("-c lock_timeout=100s");
+    }
+    let (client, connection) = config
+        .connect(NoTls)
         .await
         .unwrap_or_else(|error| panic!("can't connect to {url}: {error} ({error:?})"));
     // Its error also reaches every pending query of the client.
