@@ -98,11 +98,12 @@ end $$;
 create or replace function pgtrickle._set_guard(id bigint, rel regclass, user_writes text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    if exists (select from pg_trigger t where t.tgrelid = rel and t.tgname = 'pgtrickle_guard') then
+    if user_writes <> 'refuse' and exists (select from pg_trigger t where t.tgrelid = rel and t.tgname = 'pgtrickle_guard') then
         execute format('drop trigger pgtrickle_guard on %s', rel);
     end if;
     if user_writes = 'refuse' then
-        execute format('create trigger pgtrickle_guard before insert or update or delete or truncate on %s '
+        -- In the place of an earlier one: readers are not in its way.
+        execute format('create or replace trigger pgtrickle_guard before insert or update or delete or truncate on %s '
                        'for each statement execute function pgtrickle.guard_writes(%L)', rel, id);
     end if;
 end $$;

@@ -108,7 +108,8 @@ begin
                 end if;
                 obstacle := '';
             end if;
-            if not pg_is_in_recovery() and pgtrickle.sidecar_alive(pipe) then
+            -- Making a slot waits for whoever has a transaction id, as a request does; it begins after the target anyway.
+            if not pg_is_in_recovery() and pgtrickle.sidecar_alive(pipe) and pgtrickle._has_stream(pipe) then
                 perform pgtrickle._request('wait', jsonb_build_object('pipeline', pipe, 'lsn', target::text));
             end if;
             if not pgtrickle._wait_frontier(target, deadline - clock_timestamp(), pipe) then
@@ -214,7 +215,7 @@ begin
             perform pgtrickle._recompute(id, 'FULL', 'MANUAL', 'asked for');
             return;
         end if;
-        if request is null and released and pgtrickle.sidecar_alive(s.pipeline) then
+        if request is null and released and pgtrickle.sidecar_alive(s.pipeline) and pgtrickle._has_stream(s.pipeline) then
             request := pgtrickle._request('refresh', jsonb_build_object('pipeline', s.pipeline, 'pgt_id', id));
         end if;
         select * into s from pgtrickle.pgt_stream_tables where pgt_id = id;

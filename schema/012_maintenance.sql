@@ -111,7 +111,9 @@ begin
             exit;
         end if;
         began := clock_timestamp();
-        perform pgtrickle._request('wait', jsonb_build_object('pipeline', s.pipeline, 'lsn', c.seen_until::text));
+        if pgtrickle._has_stream(s.pipeline) then
+            perform pgtrickle._request('wait', jsonb_build_object('pipeline', s.pipeline, 'lsn', c.seen_until::text));
+        end if;
         if not pgtrickle._await_frontier(c.seen_until, timeout, s.pipeline) then
             raise exception 'stream table % could not be verified: the sidecar is behind or has ended', stream_table using errcode = '55P03',
                 hint = 'See pgtrickle.pgt_status(), or raise refresh_timeout in pgtrickle.settings.';
@@ -278,7 +280,7 @@ begin
             raise exception 'cannot repair stream table % here: %', label, obstacle using errcode = '25001',
                 hint = 'Call it in its own READ COMMITTED transaction, after the commit of your changes.';
         end if;
-        if request is null then
+        if request is null and pgtrickle._has_stream(s.pipeline) then
             request := pgtrickle._request('repair', jsonb_build_object('pipeline', s.pipeline, 'pgt_id', id));
         end if;
         -- Short waits, so that a lock of our own that the sidecar waits for is told.

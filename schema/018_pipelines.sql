@@ -120,7 +120,7 @@ begin
     for link in 1 .. links loop
         target := pg_current_wal_insert_lsn();
         foreach pipe in array pipes loop
-            if pgtrickle.sidecar_alive(pipe) then
+            if pgtrickle.sidecar_alive(pipe) and pgtrickle._has_stream(pipe) then
                 perform pgtrickle._request('wait', jsonb_build_object('pipeline', pipe, 'lsn', target::text));
             end if;
             if not pgtrickle._wait_frontier(target, deadline - clock_timestamp(), pipe) then

@@ -1,5 +1,7 @@
 //! Accidents with the slot, the publication and the role.
 
+use std::time::Duration;
+
 use pgtrickle::postgres::cluster::StopMode;
 use tokio_postgres::error::SqlState;
 
@@ -296,6 +298,42 @@ async fn the_replication_right_is_revoked_for_a_while() {
         prove_served(drill, &scene.db, &mut scene.sidecar, before, Expect::Either).await;
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
         assert_eq!(scene.db.name, NAME);
+    })
+    .await;
+}
+
+/// A walsender decodes for minutes what it need not send: stood still here by a signal, which only the servers' user may send.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_walsender_is_silent_for_long() {
+    drill("walsender-silent", When::All, async |drill| {
+        let mut scene = Scene::set(drill, &[]).await;
+        let generation = scene.db.value("select generation::text from pgtrickle.pgt_pipelines").await;
+        let pid = scene
+            .db
+            .value("select active_pid::text from pg_replication_slots where slot_type = 'logical'")
+            .await;
+        let pid = pid.expect("a walsender");
+        let signal = |name: &str| {
+            let status = std::process::Command::new("kill").args([name, &pid]).status().expect("kill starts");
+            assert!(status.success(), "kill {name}: {status}");
+        };
+        signal("-STOP");
+        let started = std::time::Instant::now();
+        // Longer than a server that rests is silent.
+        let still =
+            "select (count(*) = 1)::text from pg_replication_slots where slot_type = 'logical' and active";
+        while started.elapsed() < Duration::from_secs(85) {
+            assert_eq!(scene.db.value(still).await.as_deref(), Some("true"));
+            scene.load.progress(1).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        signal("-CONT");
+        scene.load.progress(10).await;
+        scene.load.stop().await;
+        become_equal(&scene.db).await;
+        let now = scene.db.value("select generation::text from pgtrickle.pgt_pipelines").await;
+        assert_eq!(now, generation, "the pipeline started anew");
+        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;
 }

@@ -122,8 +122,10 @@ async fn rows(client: &Client, sources: &[i64], limit: usize) -> Result<Read> {
         };
         bytes += captured.size();
         if bytes > limit {
-            let context = "the change buffers hold more than fits into memory";
-            return Err(Error::new(ErrorKind::Identity, context));
+            let context =
+                format!("the change buffers hold more than the {} MB that fit into memory", limit >> 20);
+            let hint = "the sources are read again; if that repeats, raise --memory-limit";
+            return Err(Error::new(ErrorKind::Identity, context).with_hint(hint));
         }
         found.entry(source).or_insert_with(Vec::new).push(captured);
         consumed.entry(source).or_default().push(row.get(1), xid);

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::source::SourceSpec;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::sessions::error;
+use crate::postgres::sessions::{briefly, error};
 
 /// How long a change of the publication gives way to VACUUM, CREATE INDEX CONCURRENTLY and the like.
 const PATIENCE: Duration = Duration::from_secs(500);
@@ -68,10 +68,7 @@ pub async fn set_tables(client: &Client, publication: &str, oids: &[u32]) -> Res
 
 /// As [`set_tables`] for tables that may leave: does not wait for anybody's lock. False if it has to be tried again.
 pub async fn shrink(client: &Client, publication: &str, oids: &[u32]) -> Result<bool> {
-    client.batch_execute("set lock_timeout = '50ms'").await.map_err(error)?;
-    let outcome = change(client, publication, oids, Duration::ZERO).await;
-    client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
-    match outcome {
+    match briefly(client, change(client, publication, oids, Duration::ZERO)).await {
         Err(e) if e.kind() == ErrorKind::Contention => Ok(false),
         outcome => outcome.map(|()| true),
     }

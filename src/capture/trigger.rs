@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use super::source::{SourceSpec, Triggered};
 use crate::dataflow::RowChange;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::sessions::error;
+use crate::postgres::sessions::{briefly, error};
 use crate::row::record::parse_record;
 use crate::row::{Row, RowBuilder, TypeClass};
 
@@ -211,8 +211,8 @@ async fn has_gap(client: &Client, source_id: i64) -> Result<bool> {
 /// Drops the triggers, the function and the buffer of a source. A table that is gone has taken its triggers along.
 pub async fn remove(client: &Client, source_id: i64, patience: Duration) -> Result<()> {
     set(client, source_id, "off", false, patience).await?;
-    client.execute("select pgtrickle._forget_capture($1)", &[&source_id]).await.map_err(error)?;
-    Ok(())
+    const FORGET: &str = "select pgtrickle._forget_capture($1)";
+    briefly(client, async { client.execute(FORGET, &[&source_id]).await.map_err(error) }).await.map(drop)
 }
 
 /// Sources with triggers or buffers that are not in `needed`.

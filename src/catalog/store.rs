@@ -11,7 +11,7 @@ use crate::analyzer::verify::work_sql;
 use crate::catalog::behind::Complete;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Plan, ViewId};
-use crate::postgres::sessions::error;
+use crate::postgres::sessions::{briefly, error};
 
 /// A row of `pgt_stream_tables`, as far as the sidecar needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -366,8 +366,8 @@ pub async fn version(client: &Client, view: ViewId) -> Result<Option<(i64, bool)
 
 /// Lets the functions of a stream table follow its new name, with its owner's rights.
 pub async fn follow_rename(client: &Client, view: ViewId) -> Result<()> {
-    client.execute(&format!("select pgtrickle_queries.follow_{view}()"), &[]).await.map_err(error)?;
-    Ok(())
+    let follow = format!("select pgtrickle_queries.follow_{view}()");
+    briefly(client, async { client.execute(&follow, &[]).await.map_err(error) }).await.map(drop)
 }
 
 /// What became of a change of a catalog row.

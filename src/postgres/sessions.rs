@@ -89,6 +89,11 @@ impl Purpose {
         if self == Purpose::Apply { "60s" } else { "0" }
     }
 
+    /// The loop never waits for a standby: as long as it does, it can't see why nothing comes.
+    fn synchronous_commit(self) -> Option<(&'static str, &'static str)> {
+        (self == Purpose::Control).then_some(("synchronous_commit", "local"))
+    }
+
     /// Lock timeout: what waits for locks gives way to the application (it retries), tools do not wait for ever.
     fn lock_timeout(self) -> &'static str {
         match self {
@@ -221,7 +226,10 @@ impl Target {
         let idle = ("idle_in_transaction_session_timeout", purpose.idle_in_transaction_timeout());
         let transactions =
             Some(&("transaction_timeout", "0")).filter(|_| self.transaction_timeout.load(Ordering::Relaxed));
-        for (name, value) in PINNED.iter().chain([&lock, &policies, &idle]).chain(transactions) {
+        let commits = purpose.synchronous_commit();
+        for (name, value) in
+            PINNED.iter().chain([&lock, &policies, &idle]).chain(transactions).chain(&commits)
+        {
             options.push_str(&format!("-c {name}={} ", value.replace(' ', "\\ ")));
         }
         options
@@ -391,4 +399,13 @@ fn connect_hint(code: &SqlState) -> Option<&'static str> {
         "3D000" => Some("name an existing database in the URL or with PGDATABASE"),
         _ => None,
     }
+}
+
+/// Runs `work` on the control session so that it gives up at once (`Contention`) where it would wait for a lock: everything
+/// else of the pipeline waits meanwhile, and so do those who come to the locked table after it.
+pub async fn briefly<T>(client: &Client, work: impl Future<Output = Result<T>>) -> Result<T> {
+    client.batch_execute("set lock_timeout = '50ms'").await.map_err(error)?;
+    let outcome = work.await;
+    client.batch_execute("set lock_timeout = '5s'").await.map_err(error)?;
+    outcome
 }

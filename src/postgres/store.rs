@@ -129,9 +129,7 @@ impl Lock {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(failure("create the lock file", &path, e)),
             }
-            if is_stale(&path) {
-                // Somebody else may have done it first; the next turn finds out.
-                let _ = fs::remove_file(&path);
+            if is_stale(&path) && fs::remove_file(&path).is_ok() {
                 continue;
             }
             if Instant::now() > deadline {

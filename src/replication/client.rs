@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::{POOLER_HINT, Purpose, Target, is_pooler, kind_of};
 use crate::postgres::tls::{self, Mode};
 
-/// The server sends something at least every `wal_sender_timeout / 2` (30 s by default); silence for longer than this
-/// means a dead connection.
+/// A server that rests sends something at least every `wal_sender_timeout / 2` (30 s by default). Silence for longer than
+/// this means a dead connection, or a walsender that decodes what it need not send (see [`super::slot::is_being_read`]).
 const SILENCE: Duration = Duration::from_secs(75);
 /// How long connecting and starting may take.
 const START: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ impl Session {
         self.last_event = tokio::time::Instant::now();
     }
 
-    /// Whether the server has been silent for longer than it ever is on a living connection.
+    /// Whether the server has been silent for longer than one that rests ever is.
     pub fn is_silent(&self) -> bool {
         self.last_event.elapsed() > SILENCE
     }

@@ -47,6 +47,32 @@ pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
     }))
 }
 
+/// Whether a walsender still reads from the slot, though it sends nothing: it decodes a large transaction on tables that are
+/// not published, or what was confirmed already. The server ends one whose client has gone after `wal_sender_timeout`;
+/// where that is off, the moment of our last reply tells (null without the right to see it).
+pub async fn is_being_read(client: &Client, name: &str) -> Result<bool> {
+    const SQL: &str = "select s.active_pid is not null and (
+                (select g.setting::bigint > 0 from pg_catalog.pg_settings g where g.name = 'wal_sender_timeout')
+                or coalesce(r.reply_time > pg_catalog.clock_timestamp() - interval '1 min', false))
+        from pg_catalog.pg_replication_slots s
+        left join pg_catalog.pg_stat_replication r on r.pid = s.active_pid where s.slot_name = $1";
+    let row = client.query_opt(SQL, &[&name]).await.map_err(error)?;
+    Ok(row.is_some_and(|row| row.get::<_, Option<bool>>(0).unwrap_or_default()))
+}
+
+/// Why our walsender would count as a synchronous standby: then a commit waits until we have confirmed it, which we can't
+/// before it is visible, so all writes of the server would stand still. `*` means every walsender.
+pub async fn counts_as_standby(client: &Client) -> Result<Option<String>> {
+    const SQL: &str = "select pg_catalog.current_setting('synchronous_standby_names') where exists (
+        select from pg_catalog.regexp_split_to_table(pg_catalog.current_setting('synchronous_standby_names'), '[\\s,()]+') n
+         where pg_catalog.btrim(n, '\"') = '*' or pg_catalog.lower(pg_catalog.btrim(n, '\"')) like 'pgtrickle:%')";
+    let row = client.query_opt(SQL, &[]).await.map_err(error)?;
+    Ok(row.map(|row| {
+        let names: &str = row.get(0);
+        format!("synchronous_standby_names ({names}) takes every walsender for a synchronous standby; name the standbys")
+    }))
+}
+
 /// Creates the slot (pgoutput; a failover slot on 17+) and returns its start position.
 ///
 /// Waits for transactions that are open when it starts. Errors: no right (42501), no free slot (53400), wal_level

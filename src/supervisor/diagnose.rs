@@ -293,6 +293,9 @@ pub(super) async fn cannot_stream(control: &Client) -> Result<Option<String>> {
             or exists (select from pg_catalog.pg_roles r where r.rolname in ('rds_replication', 'rds_superuser',
                 'cloudsqlsuperuser', 'azure_pg_admin') and pg_catalog.pg_has_role(r.oid, 'USAGE'))";
     let row = control.query_one(SQL, &[]).await.map_err(error)?;
+    if let Some(reason) = slot::counts_as_standby(control).await? {
+        return Ok(Some(reason));
+    }
     let (level, senders, role): (String, i32, String) = (row.get(0), row.get(1), row.get(2));
     Ok(match (level.as_str(), senders, row.get::<_, bool>(3)) {
         ("logical", 1.., true) => None,

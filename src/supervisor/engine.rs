@@ -391,7 +391,10 @@ impl Engine {
             }
             assigned.push(place);
         }
-        self.barriers.push(Barrier { assigned, reply: Some(reply), received: self.received });
+        // Not where a keepalive has come: while a large transaction is received, that is reached at its end only, and it
+        // may be held up by what is to be loaded.
+        let received = if self.stream.is_poll() { self.received } else { self.last_commit };
+        self.barriers.push(Barrier { assigned, reply: Some(reply), received });
         Ok(())
     }
 

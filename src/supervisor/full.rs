@@ -43,12 +43,15 @@ impl Engine {
         tracing::info!(stream_table = %name, "recomputed by PostgreSQL (FULL)");
     }
 
-    /// Starts what is due; one at a time.
+    /// Starts what has been due for longest; one at a time.
     pub fn recompute_due(&mut self) {
         let busy = self.views.0.values().any(|v| matches!(v.state, State::Full { running: true, .. }));
-        let next =
-            self.views.0.iter().find(|(_, v)| matches!(v.state, State::Full { due, .. } if due.has_come()));
-        let (false, Some(id)) = (busy, next.map(|(id, _)| *id)) else { return };
+        let overdue = |state: &State| match state {
+            State::Full { due, .. } => due.overdue(),
+            _ => None,
+        };
+        let due = self.views.0.iter().filter_map(|(id, v)| Some((overdue(&v.state)?, *id)));
+        let (false, Some((_, id))) = (busy, due.max_by_key(|(overdue, _)| *overdue)) else { return };
         let (target, events) = (self.options.target.clone(), self.events_sender.clone());
         let (pipeline, generation) = (self.options.pipeline.clone(), self.lease.generation);
         let requests = std::mem::take(self.watched.full_requests.entry(id).or_default());
@@ -90,7 +93,12 @@ impl Engine {
                 view.row.errors = 0;
                 Ok(())
             }
-            Err(e) if matches!(e.kind(), ErrorKind::LeaseHeld | ErrorKind::Connection) => Err(e),
+            Err(e) if e.kind() == ErrorKind::LeaseHeld => Err(e),
+            // Somebody ended the session of this recomputation; it concerns nobody else.
+            Err(e) if e.kind() == ErrorKind::Connection && !self.control.is_closed() => {
+                self.fail(id, Error::new(ErrorKind::Contention, e.context()).with_source(e)).await
+            }
+            Err(e) if e.kind() == ErrorKind::Connection => Err(e),
             Err(e) => self.fail(id, e).await,
         }
     }
@@ -101,6 +109,8 @@ impl Engine {
         let Some(id) = request.pgt_id else { return };
         let request = (request.request, request.role.clone());
         match self.views.0.get_mut(&id).map(|v| &mut v.state) {
+            // Whoever waits already keeps his place.
+            Some(State::Full { due, .. }) if due.has_come() => {}
             Some(State::Full { due, .. }) => *due = Due::now(),
             Some(State::Active(_) | State::Installing { .. } | State::Waiting(_)) => return,
             // Not decided yet: if it becomes FULL, its first recomputation answers.
@@ -118,7 +128,7 @@ async fn recompute(
     generation: i64,
     (manual, schedule): (bool, &str),
 ) -> Result<Written> {
-    let client = target.connect_when_free(Purpose::Tool).await?;
+    let mut client = target.connect_when_free(Purpose::Tool).await?;
     let initiated = if manual { "MANUAL" } else { "SCHEDULER" };
     let refresh = history::start(&client, view, "FULL", None, initiated).await?;
     let outcome = async {
@@ -157,8 +167,9 @@ async fn recompute(
         Ok(Written { inserted, updated, deleted })
     }
     .await;
-    if outcome.is_err() {
-        client.batch_execute("rollback").await.map_err(error)?;
+    if outcome.is_err() && client.batch_execute("rollback").await.is_err() {
+        // The session was ended; what happened is told by another one.
+        client = target.connect_when_free(Purpose::Tool).await?;
     }
     if let Some(refresh) = refresh {
         let failure = outcome.as_ref().err().map(|e| (e.sqlstate().unwrap_or("XX000"), e.context()));

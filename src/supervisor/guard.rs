@@ -61,6 +61,9 @@ impl Engine {
         if diagnose::cdc_mode(&self.control, &self.options).await? == CdcMode::Trigger {
             return Err(Error::new(ErrorKind::Identity, "capture by triggers was asked for"));
         }
+        if let Some(reason) = slot::counts_as_standby(&self.control).await? {
+            return Err(Error::new(ErrorKind::Identity, reason));
+        }
         const SQL: &str =
             "select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint,
                 pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $2),

@@ -3,7 +3,7 @@
 //! Invariant: what leaves takes with it what reads it, and nothing of it stays in what waits to be written. No frontier is
 //! stored past one that has left before the catalog says that it is not there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use super::rights;
@@ -13,6 +13,9 @@ use crate::catalog::store::{self, Noted};
 use crate::dataflow::Command;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
+
+/// How long what could not be written is left alone when the catalog tells of a change that is still to be followed.
+const AFTER_CHANGE: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) fn set_failed(&mut self, id: ViewId, again: Option<Instant>) {
@@ -80,7 +83,7 @@ impl Engine {
         // What has failed again was not complete any further in between.
         let complete = self.watched.behind.get(&id).copied().or(complete);
         if self.is_behind_catalog(id, &e).await? {
-            return self.leave(id, Some(Instant::now()));
+            return self.leave(id, Some(Instant::now() + AFTER_CHANGE));
         }
         let Some(view) = self.views.0.get_mut(&id) else { return Ok(()) };
         view.row.errors += 1;

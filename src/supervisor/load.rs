@@ -291,11 +291,10 @@ fn changed(what: &str) -> Error {
     Error::new(ErrorKind::Identity, format!("{what} changed while it was prepared"))
 }
 
-/// A small synchronous commit: an idle server then sends everything before it, and the boundary counts (hazard A3).
+/// A small commit that is flushed here (it never waits for a standby): an idle server then sends everything before it, and the boundary counts (hazard A3).
 pub async fn force_flush(client: &Client) -> Result<()> {
     // No row is written: an apply that waits for a lock holds that of the pipeline, and whoever waited for it would give
     // up everything in memory. The prefix is not ours, so every reader of the stream passes the message over.
-    const SQL: &str =
-        "set synchronous_commit = on; select pg_catalog.pg_logical_emit_message(true, 'flush', '')";
+    const SQL: &str = "begin; set local synchronous_commit = local; select pg_catalog.pg_logical_emit_message(true, 'flush', ''); commit";
     client.batch_execute(SQL).await.map_err(error)
 }

@@ -42,7 +42,10 @@ impl Engine {
                 Arrived::Event(event) => self.receive(event)?,
                 Arrived::Polled(polled) => return self.take_polled(*polled),
                 Arrived::Due => {
-                    let (sources, limit) = (self.sources.triggered(), self.input_limit());
+                    // The first look finds all that was captured while the sources were read, and nothing else is held.
+                    let share = if self.settled { 1 } else { 4 };
+                    let (sources, limit) =
+                        (self.sources.triggered(), self.input_limit().saturating_mul(share));
                     self.handover.look_begins(self.preparing.is_some(), self.preparations);
                     if let Some(polling) = self.stream.polling() {
                         polling.start(sources.into_iter().map(|(_, id)| id).collect(), limit);

@@ -48,6 +48,15 @@ impl Due {
         }
     }
 
+    /// For how long it has been due; `None`: it is not.
+    pub fn overdue(self) -> Option<Duration> {
+        match self {
+            Due::Never => None,
+            Due::After(moment) => Instant::now().checked_duration_since(moment),
+            Due::At(moment) => (Utc::now() - moment).to_std().ok(),
+        }
+    }
+
     /// As the catalog shows it.
     pub fn moment(self) -> Option<DateTime<Utc>> {
         match self {

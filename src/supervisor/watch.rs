@@ -23,9 +23,12 @@ use crate::dataflow::{Command, DataflowStats, InstanceId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
+use crate::replication::slot;
 
 const CATALOG: Duration = Duration::from_millis(200);
 const FINGERPRINTS: Duration = Duration::from_secs(1);
+/// Following a rename locks the stream table: not in every turn while somebody is in the way.
+const RENAMES: Duration = Duration::from_secs(1);
 const RIGHTS: Duration = Duration::from_secs(2);
 /// An idle pipeline stores how far it has come this often, so that staleness is true from SQL alone.
 const PULSE: Duration = Duration::from_secs(10);
@@ -38,6 +41,7 @@ pub(super) struct Watched {
     catalog: Option<Instant>,
     fingerprints: Option<Instant>,
     rights: Option<Instant>,
+    renames: Option<Instant>,
     answers: Option<Instant>,
     figures_stored: Option<Instant>,
     pub figures: state::Figures,
@@ -104,9 +108,14 @@ impl Engine {
         if !self.wants_input() {
             // It is not asked: its silence says nothing, and the moment it is asked again is not the end of one.
             self.stream.is_not_read();
-        } else if self.stream.is_silent() {
+        } else if self.stream.is_silent()
+            && !slot::is_being_read(&self.control, self.lease.names.slot()).await?
+        {
             let silent = Error::new(ErrorKind::Connection, "the server has fallen silent");
             self.reconnect(silent).await?;
+        }
+        if self.preparing.as_ref().is_some_and(|task| task.is_finished()) && self.events.is_empty() {
+            return Err(Error::internal("a preparation ended without its outcome"));
         }
         self.look_for_requests().await?;
         self.hand_over().await?;
@@ -232,10 +241,11 @@ impl Engine {
             self.options.counters.forget(&name);
             self.tell_gone(id, &name).await?;
         }
+        let follow = rows.iter().any(|row| row.renamed) && due(&mut self.watched.renames, RENAMES);
         for row in rows {
             let (id, renamed) = (row.view, row.renamed);
             self.look_at(row).await?;
-            if renamed {
+            if renamed && follow {
                 self.follow_rename(id).await?;
             }
         }

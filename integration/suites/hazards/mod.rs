@@ -9,6 +9,7 @@ mod keys;
 mod loading;
 mod rights;
 mod sources;
+mod standbys;
 mod stream;
 mod writers;
 

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{Scene, sqlstate};
-use crate::harness::servers::{Server, for_each_major};
+use crate::harness::database::TestDatabase;
+use crate::harness::servers::{Server, each, for_each_major, own_cluster};
+use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::{SOON, wait_until};
 
 const T: &str = "create table t (id int primary key, v int not null); insert into t select i, i from generate_series(1, 50) i;
@@ -237,4 +239,69 @@ async fn as_a_replica_or_by_a_subscription(server: &'static Server, arguments: &
         )
         .await
         .unwrap();
+}
+
+/// A request has a transaction id, and making a slot waits for everybody who has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn b8_a_caller_that_waits_does_not_hold_up_the_slot_that_it_waits_for() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let (app, dba, writer) = (db.as_app().await, db.as_dba().await, db.as_app().await);
+        app.batch_execute(T).await.unwrap();
+        app.batch_execute("select pgtrickle.create_stream_table('copy', 'select id, v from t')").await.unwrap();
+        writer.batch_execute("begin; insert into t values (100, 100)").await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        let making = "select count(*) from pg_stat_activity where query like '%pg_create_logical_replication_slot%'
+            and application_name = 'pgtrickle:main:control' and wait_event_type = 'Lock'";
+        let one = async |sql: &str| dba.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
+        wait_until("the slot to wait for the writer", SOON, || async {
+            if one(making).await == 1 { Ok(()) } else { Err("it does not".to_owned()) }
+        })
+        .await;
+        let waits = tokio::spawn(async move {
+            app.query_one("select pgtrickle.wait_for(timeout => '60 s')", &[]).await.unwrap().get::<_, bool>(0)
+        });
+        wait_until("the caller to wait", SOON, || async {
+            let sleeping = "select count(*) from pg_stat_activity where query like '%wait_for(timeout%' and wait_event = 'PgSleep'";
+            if one(sleeping).await == 1 { Ok(()) } else { Err("it does not".to_owned()) }
+        })
+        .await;
+        let ids = "select count(*) from pg_stat_activity where query like '%wait_for(timeout%' and backend_xid is not null
+            and pid <> pg_backend_pid()";
+        assert_eq!(one(ids).await, 0, "it has a transaction id");
+        writer.batch_execute("commit").await.unwrap();
+        assert!(waits.await.unwrap(), "the caller and the slot waited for each other");
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// A reader that comes right after a rename is not in the way of its stream table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_stream_table_is_followed_beside_its_readers() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(server, T).await;
+        scene.create("copy", "select id, v from t").await;
+        scene.create("other", "select count(*) as n from u").await;
+        let reader = scene.db.as_app().await;
+        reader
+            .batch_execute("alter table copy rename to renamed; begin; select count(*) from renamed")
+            .await
+            .unwrap();
+        wait_until("the rename to be followed", SOON, || async {
+            let sql = "select coalesce(string_agg(pgt_name, ' ' order by pgt_name), '') from pgtrickle.stream_tables_info";
+            let names: String = scene.dba.query_one(sql, &[]).await.unwrap().get(0);
+            if names == "other renamed" { Ok(()) } else { Err(names) }
+        })
+        .await;
+        scene.run("update t set v = v + 1").await;
+        scene.check_in_time(&["renamed", "other"]).await;
+        reader.batch_execute("commit").await.unwrap();
+        scene.run("insert into t values (100, 100); insert into u values (100, 100)").await;
+        scene.check(&["renamed", "other"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
 }

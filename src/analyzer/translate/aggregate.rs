@@ -203,7 +203,7 @@ impl Translator<'_> {
             // With one that PostgreSQL computes it may as well compute all: it gets the whole group anyway.
             None => {
                 let form = if keys.is_empty() { GroupForm::Global } else { GroupForm::Aggregates };
-                self.collected(stage, keys, form, calls)?
+                self.collected(stage, keys, form, calls)?.0
             }
         };
         if kept.len() == groups.nodes.len() {

@@ -23,7 +23,50 @@ pub(super) struct Target {
     /// As it was: most subqueries depend on this alone, so that one does not make the next one's domain larger.
     base: Stage,
     pub stage: Stage,
-    done: Vec<(Node, Node)>,
+    /// Conditions under which the node at hand is looked at, all true, over `base`.
+    guards: Vec<Node>,
+    /// Subqueries with their values, and the guards under which those were computed.
+    done: Vec<(Node, Vec<Node>, Node)>,
+}
+
+/// When the server looks at an argument that comes after another one.
+#[derive(Clone, Copy)]
+enum Looked {
+    IfTrue,
+    UnlessTrue,
+    UnlessFalse,
+    IfNull,
+}
+
+/// A test of `arg` that is never NULL.
+fn guard(arg: &Node, looked: Looked) -> Node {
+    let (tag, field, number) = match looked {
+        Looked::IfTrue => ("BOOLEANTEST", "booltesttype", 0),
+        Looked::UnlessTrue => ("BOOLEANTEST", "booltesttype", 1),
+        Looked::UnlessFalse => ("BOOLEANTEST", "booltesttype", 3),
+        Looked::IfNull => ("NULLTEST", "nulltesttype", 0),
+    };
+    let mut fields = vec![("arg", Value::Node(Box::new(arg.clone()))), (field, Value::Int(number))];
+    if tag == "NULLTEST" {
+        fields.push(("argisrow", Value::Bool(false)));
+    }
+    fields.push(("location", Value::Int(-1)));
+    Node { tag: tag.to_owned(), fields: fields.into_iter().map(|(n, v)| (n.to_owned(), v)).collect() }
+}
+
+impl Target {
+    /// What is looked at from here on is looked at only if `arg` is so. A test with a subquery of its own is no guard: the
+    /// base does not have its value.
+    fn guarded_by(&mut self, arg: &Node, looked: Looked) {
+        if !has_subplan(arg) {
+            self.guards.push(guard(arg, looked));
+        }
+    }
+
+    /// Whether some rows of the target may be without an answer to the call.
+    pub(super) fn is_guarded(&self, call: &Call) -> bool {
+        !call.args.is_empty() && !self.guards.is_empty()
+    }
 }
 
 pub(super) fn truth(value: Option<bool>) -> Expr {
@@ -44,17 +87,78 @@ impl Translator<'_> {
         if !nodes.iter().any(has_subplan) {
             return Ok((stage, nodes.to_vec()));
         }
-        let mut target = Target { base: stage.clone(), stage, done: Vec::new() };
+        let mut target = Target { base: stage.clone(), stage, guards: Vec::new(), done: Vec::new() };
         let nodes = nodes.iter().map(|n| self.replaced(&mut target, n)).collect::<Step<_>>()?;
         Ok((target.stage, nodes))
     }
 
+    /// The node without SUBPLANs. A subquery in a branch of CASE, or behind an argument of AND, OR or COALESCE that may
+    /// decide, is computed for the rows that come to it: the server does not look at it for others, where it may fail.
     fn replaced(&mut self, target: &mut Target, node: &Node) -> Step<Node> {
-        rewrite(node, &mut |n| if n.tag == "SUBPLAN" { self.value(target, n).map(Some) } else { Ok(None) })
+        if !has_subplan(node) {
+            return Ok(node.clone());
+        }
+        let outside = target.guards.len();
+        let looked = match (node.tag.as_str(), node.text("boolop").as_deref()) {
+            ("SUBPLAN", _) => return self.value(target, node),
+            ("BOOLEXPR", Some("and")) => Some(Looked::UnlessFalse),
+            ("BOOLEXPR", Some("or")) => Some(Looked::UnlessTrue),
+            ("COALESCEEXPR", _) => Some(Looked::IfNull),
+            ("CASEEXPR", _) if node.optional_node("arg").is_none() => Some(Looked::UnlessTrue),
+            _ => None,
+        };
+        let mut replaced = node.clone();
+        for (_, value) in &mut replaced.fields {
+            match value {
+                Value::Node(n) => **n = self.replaced(target, n)?,
+                Value::List(items) => {
+                    for item in items.iter_mut() {
+                        self.replaced_item(target, item, looked)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        target.guards.truncate(outside);
+        Ok(replaced)
+    }
+
+    fn replaced_item(&mut self, target: &mut Target, item: &mut Value, looked: Option<Looked>) -> Step<()> {
+        match item {
+            Value::Node(n) if n.tag == "CASEWHEN" && looked.is_some() => {
+                let test = n.node("expr")?.clone();
+                let (mut own, outside) = ((**n).clone(), target.guards.len());
+                for (name, value) in &mut own.fields {
+                    let Value::Node(part) = value else { continue };
+                    if name == "result" {
+                        target.guarded_by(&test, Looked::IfTrue);
+                    }
+                    **part = self.replaced(target, part)?;
+                }
+                **n = own;
+                target.guards.truncate(outside);
+                target.guarded_by(&test, Looked::UnlessTrue);
+            }
+            Value::Node(n) => {
+                let before = n.clone();
+                **n = self.replaced(target, n)?;
+                if let Some(looked) = looked {
+                    target.guarded_by(&before, looked);
+                }
+            }
+            Value::List(items) => {
+                for item in items {
+                    self.replaced_item(target, item, None)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn value(&mut self, target: &mut Target, node: &Node) -> Step<Node> {
-        if let Some((_, value)) = target.done.iter().find(|(n, _)| same(n, node)) {
+        let known = |guards: &[Node]| guards.iter().all(|g| target.guards.iter().any(|t| same(t, g)));
+        if let Some((.., value)) = target.done.iter().find(|(n, guards, _)| same(n, node) && known(guards)) {
             return Ok(value.clone());
         }
         // A subquery in the test of another one comes first.
@@ -64,9 +168,7 @@ impl Translator<'_> {
                 Value::Node(n) => **n = self.replaced(target, n)?,
                 Value::List(items) => {
                     for item in items {
-                        if let Value::Node(n) = item {
-                            **n = self.replaced(target, n)?;
-                        }
+                        self.replaced_item(target, item, None)?;
                     }
                 }
                 _ => {}
@@ -79,7 +181,7 @@ impl Translator<'_> {
             Kind::Any | Kind::All => self.quantified_value(target, &call)?,
             Kind::Array => self.array_value(target, &call)?,
         };
-        target.done.push((node.clone(), value.clone()));
+        target.done.push((node.clone(), target.guards.clone(), value.clone()));
         Ok(value)
     }
 
@@ -99,7 +201,10 @@ impl Translator<'_> {
         call.args.iter().chain(more).for_each(|n| {
             n.walk(&mut |n| old &= placed_column(n).is_none_or(|c| c < width));
         });
-        let from = if old { &target.base } else { &target.stage }.clone();
+        let mut from = if old { &target.base } else { &target.stage }.clone();
+        if !call.args.is_empty() || !more.is_empty() {
+            from = self.filter(from, &target.guards)?;
+        }
         self.answer(&from, call, more)
     }
 
@@ -206,7 +311,7 @@ impl Translator<'_> {
         let right = self.answer_for(target, call, &[])?;
         let visible = right.visible();
         let (right, kind) = if one_row(&call.subquery.query) {
-            (right, JoinKind::Inner)
+            (right, if target.is_guarded(call) { JoinKind::Left } else { JoinKind::Inner })
         } else {
             let kind = if call.args.is_empty() { JoinKind::Inner } else { JoinKind::Left };
             (self.single(right), kind)

@@ -21,14 +21,15 @@ const INT4: u32 = 23;
 
 impl Translator<'_> {
     /// `nodes` (whole calls, or expressions with set-returning functions in them) computed over the groups of `keys`.
-    /// Columns: those of the keys or of the stage (see [`GroupForm`]), then one per node.
+    /// Columns: those of the keys or of the stage (see [`GroupForm`]; the stage gets more of them where there are subqueries
+    /// in the nodes), then one per node; returned is where these begin.
     pub(super) fn collected(
         &mut self,
         stage: Stage,
         keys: Vec<GroupKey>,
         form: GroupForm,
         nodes: &[Node],
-    ) -> Step<Stage> {
+    ) -> Step<(Stage, usize)> {
         let (stage, nodes) = self.attach(stage, nodes)?;
         let used = used_columns(&nodes);
         let (mut exprs, mut originals) = (Vec::with_capacity(nodes.len()), Vec::with_capacity(nodes.len()));
@@ -45,7 +46,10 @@ impl Translator<'_> {
             originals.push(node);
         }
         let originals = Some(GroupOriginals { exprs: originals, functions: None });
-        self.group(stage, keys, form, Sql { used, exprs, tail: String::new(), originals, spread: 1 })
+        let stage =
+            self.group(stage, keys, form, Sql { used, exprs, tail: String::new(), originals, spread: 1 })?;
+        let first = stage.columns.len() - nodes.len();
+        Ok((stage, first))
     }
 
     /// The operator for statements that are made; `sql.used` are the columns that `c1`, `c2` ... stand for.

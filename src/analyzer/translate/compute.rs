@@ -117,7 +117,7 @@ impl Translator<'_> {
     }
 
     /// Rows for which all placed conditions are true: those that cannot fail first, so that the rest is evaluated (by
-    /// PostgreSQL, perhaps) for fewer rows.
+    /// PostgreSQL, perhaps) for fewer rows; those with subqueries last, as the server does it, which costs them so much.
     pub(super) fn filter(&mut self, mut stage: Stage, conditions: &[Node]) -> Step<Stage> {
         let (mut first, mut rest) = (Vec::new(), Vec::new());
         for node in conditions {
@@ -129,9 +129,13 @@ impl Translator<'_> {
         }
         stage.rel = filtered(stage.rel, first);
         if rest.iter().any(has_subplan) {
+            let (subqueries, plain): (Vec<Node>, Vec<Node>) = rest.into_iter().partition(has_subplan);
+            let exprs;
+            (stage, exprs) = self.compute(stage, &plain)?;
+            stage.rel = filtered(stage.rel, exprs);
             let base = stage.clone();
-            let mut other = Vec::with_capacity(rest.len());
-            for node in rest {
+            let mut other = Vec::with_capacity(subqueries.len());
+            for node in subqueries {
                 match self.semi(&base, stage, &node)? {
                     Ok(reduced) => stage = reduced,
                     Err(same) => {

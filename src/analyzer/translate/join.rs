@@ -14,6 +14,7 @@ use super::lateral::Lateral;
 use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, placed_column};
+use super::subquery::has_subplan;
 use super::{Translator, kernels, types, unknown_form};
 
 /// A stage and the range table entries in it.
@@ -45,6 +46,13 @@ impl Translator<'_> {
         loop {
             if let Some(index) = laterals.iter().position(|l| l.needs.is_subset(&current.0)) {
                 let lateral = laterals.remove(index);
+                // As the server does: rows that they exclude could cost the item an error, or have no end.
+                let first = |c: &Condition| {
+                    !c.entries.is_empty() && c.entries.is_subset(&lateral.needs) && !has_subplan(&c.node)
+                };
+                let (first, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(first);
+                *conditions = rest;
+                current.1 = self.filter_all(current.1, first)?;
                 let mut entries = super::from::entries_below(lateral.item)?;
                 entries.extend(&current.0);
                 let usable = |c: &Condition| c.early && c.entries.is_subset(&entries);

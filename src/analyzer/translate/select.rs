@@ -170,8 +170,8 @@ impl Translator<'_> {
                 self.check_call(&call)?;
                 resolved.push(call);
             }
-            let first = stage.columns.len();
-            stage = self.collected(stage, keys, GroupForm::Windows, &resolved)?;
+            let first;
+            (stage, first) = self.collected(stage, keys, GroupForm::Windows, &resolved)?;
             members.iter().enumerate().for_each(|(n, &i)| columns[i] = first + n);
         }
         let replace = |node: &Node| {
@@ -194,8 +194,7 @@ impl Translator<'_> {
             return Ok(Stage::new(Rel::Project { input: Box::new(stage.rel), exprs }, columns));
         }
         let (stage, positions) = self.columns_for(stage, &plain)?;
-        let mut set = stage.columns.len();
-        let stage = self.collected(stage, Vec::new(), GroupForm::Sets, &sets)?;
+        let (stage, mut set) = self.collected(stage, Vec::new(), GroupForm::Sets, &sets)?;
         let mut positions = positions.into_iter();
         let mut exprs = Vec::with_capacity(nodes.len());
         for node in nodes {

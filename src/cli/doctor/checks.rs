@@ -87,6 +87,17 @@ pub(super) const CHECKS: &[Check] = &[
                     select from pg_stat_replication where application_name like 'pgtrickle:%')",
     },
     Check {
+        id: "repl.sync_standbys",
+        needs: Needs::Server,
+        fine: "synchronous_standby_names names no walsender of ours",
+        sql: "select 'warn', format('synchronous_standby_names = %s takes every walsender for a synchronous standby: changes are '
+                        || 'captured by triggers, as commits would wait for the sidecar', s.names),
+                     'alter system set synchronous_standby_names = ''...'';  -- application_name of each standby, then: select pg_reload_conf();'
+                from (select current_setting('synchronous_standby_names') as names) s
+               where exists (select from regexp_split_to_table(s.names, '[\\s,()]+') n
+                              where btrim(n, '\"') = '*' or lower(btrim(n, '\"')) like 'pgtrickle:%')",
+    },
+    Check {
         id: "schema.installed",
         needs: Needs::Server,
         fine: "the schema pgtrickle is installed",

@@ -1,0 +1,80 @@
+//! The sidecar's walsender beside synchronous standbys.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::Scene;
+use crate::harness::servers::{SUPERUSER, each, own_cluster};
+use crate::harness::wait::{SOON, wait_until};
+
+/// `*` takes the walsender of the sidecar for a synchronous standby. It confirms a commit when it has written what follows
+/// from it, which waits until the commit is visible, which waits for the confirmation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_setting_that_takes_every_walsender_for_a_standby_does_not_stop_the_writers() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let program = server.cluster.install().program("pg_receivewal");
+        if !program.is_file() {
+            println!("LEFT OUT: PostgreSQL {major} comes without pg_receivewal here");
+            return;
+        }
+        let mut scene = Scene::start(
+            &server,
+            "create table t (id int primary key, v int not null); insert into t select i, i from generate_series(1, 50) i",
+        )
+        .await;
+        scene.create("sums", "select v % 5 as k, sum(v) as s from t group by 1").await;
+        // A real one that comes later: the first walsender of the list is chosen.
+        let folder = tempfile::tempdir().unwrap();
+        let mut standby = Command::new(&program)
+            .args(["--synchronous", "--no-loop", "--no-password", "-D"])
+            .arg(folder.path())
+            .args(["-d", &server.cluster.conninfo("postgres", SUPERUSER)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let outcome = tokio::time::timeout(SOON, writes_go_on(&mut scene)).await;
+        let ended = standby.kill().and_then(|()| standby.wait());
+        // Whoever still waits for a standby goes on.
+        let reset = "alter system reset synchronous_standby_names";
+        scene.dba.batch_execute(reset).await.unwrap();
+        scene.dba.batch_execute("select pg_reload_conf()").await.unwrap();
+        outcome.expect("a commit still waits for the sidecar");
+        ended.unwrap();
+        scene.check(&["sums"]).await;
+        wait_until("the stream to come back", SOON, || async {
+            match scene.dba.query_one("select delivery from pgtrickle.pgt_pipelines", &[]).await.unwrap().get(0) {
+                "slot" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
+        scene.run("update t set v = v + 1").await;
+        scene.check(&["sums"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+async fn writes_go_on(scene: &mut Scene) {
+    wait_until("two walsenders", SOON, || async {
+        let sql = "select count(*) from pg_stat_replication where state = 'streaming'";
+        let n: i64 = scene.dba.query_one(sql, &[]).await.unwrap().get(0);
+        if n == 2 { Ok(()) } else { Err(n.to_string()) }
+    })
+    .await;
+    scene.dba.batch_execute("alter system set synchronous_standby_names = '*'").await.unwrap();
+    scene.dba.batch_execute("select pg_reload_conf()").await.unwrap();
+    wait_until("the sidecar to let go of its slot", SOON, || async {
+        let write =
+            scene.app.batch_execute("update t set v = v + 1 where id % 3 = 0; set synchronous_commit = on");
+        let waited = tokio::time::timeout(Duration::from_secs(20), write).await;
+        waited.map_err(|_| "a commit waits".to_owned())?.map_err(|e| e.to_string())?;
+        let sql = "select delivery || ' ' || coalesce(delivery_reason, '') from pgtrickle.pgt_pipelines";
+        let delivery: String = scene.dba.query_one(sql, &[]).await.unwrap().get(0);
+        if delivery.starts_with("poll synchronous_standby_names (*)") { Ok(()) } else { Err(delivery) }
+    })
+    .await;
+    scene.check(&["sums"]).await;
+}
