@@ -142,7 +142,10 @@ impl Engine {
         match store::follow_rename(&self.control, id).await {
             Ok(()) => self.prepare_anew(&[id]),
             // Somebody is busy with it; seen again.
-            Err(e) if e.kind() == ErrorKind::Contention => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Contention => {
+                tracing::debug!(stream_table = id, error = %e.for_logs(), "a rename is followed later");
+                Ok(())
+            }
             Err(e) if e.kind() == ErrorKind::Connection => Err(e),
             Err(e) => {
                 let e = e.with_hint("call pgtrickle.resume_stream_table as its owner");

@@ -287,7 +287,7 @@ async fn a_renamed_stream_table_is_followed_beside_its_readers() {
         scene.create("other", "select count(*) as n from u").await;
         let reader = scene.db.as_app().await;
         reader
-            .batch_execute("alter table copy rename to renamed; begin; select count(*) from renamed")
+            .batch_execute("begin; alter table copy rename to renamed; commit; begin; select count(*) from renamed")
             .await
             .unwrap();
         wait_until("the rename to be followed", SOON, || async {
