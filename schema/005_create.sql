@@ -56,7 +56,7 @@ begin
         if col in ('?column?', '__pgt_row_id') or col like '\_\_pgt\_%' then
             raise exception 'the query has a column named %', quote_ident(col) using errcode = '42611',
                 hint = case when col = '?column?' then 'Give every expression a name: expression AS name.'
-                            else 'Names that begin with __pgt_ belong to pgtrickle; choose another name.' end;
+                            else 'Names that begin with __pgt_ belong to pgtrickle: choose another name, or list the columns of a stream table instead of *.' end;
         end if;
         if col in ('tableoid','ctid','xmin','xmax','cmin','cmax') then
             raise exception 'the query has a column named %, which every table has already', quote_ident(col)
@@ -157,6 +157,7 @@ begin
     end if;
     reply := pgtrickle._answer(
         pgtrickle._request('analyze', jsonb_build_object('pipeline', pipe, 'pgt_id', id, 'name', label, 'mode', requested,
+            'owner', (select c.relowner::bigint from pg_class c where c.oid = view),
             -- With this function's search_path every name in it is qualified.
             'query', pg_get_viewdef(view))),
         pipe, wanted);
@@ -166,6 +167,14 @@ begin
     end if;
     if not coalesce((reply ->> 'ok')::boolean, false) then
         if reply ->> 'sqlstate' = 'P0T01' then
+            return;
+        end if;
+        -- The server does not read all back that it prints (CYCLE ... TO 'Y'::text); the view is what counts.
+        if reply ->> 'sqlstate' = '42601' and requested = 'AUTO' then
+            decided := true;
+            mode := 'FULL';
+            reason := 'PostgreSQL does not read the text of the query back: ' || (reply ->> 'message');
+            raise notice 'stream table % is maintained by FULL recomputation: %', label, reason;
             return;
         end if;
         raise exception '%', coalesce(reply ->> 'message', 'the sidecar refused the query without a reason')

@@ -386,7 +386,7 @@ async fn plans_of_subqueries_give_the_rows_of_their_queries() {
 async fn check(client: &mut Client, query: &str) -> Result<(), String> {
     let count = client.prepare(query).await.expect(query).columns().len();
     let columns: Vec<String> = (1..=count).map(|i| format!("c{i}")).collect();
-    let source = TreeSource::Text { query, columns: &columns };
+    let source = TreeSource::Text { query, columns: &columns, owner: None };
     let analysis = analyze(client, source, &HashMap::new()).await.map_err(|e| e.to_string())?;
     let tables = analysis.relations.iter().map(|r| {
         let columns = r.columns.iter().map(|c| (c.attnum, (c.name.clone(), c.ty.class))).collect();

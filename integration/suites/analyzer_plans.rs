@@ -61,7 +61,7 @@ async fn streams(client: &Client) -> HashMap<u32, StreamTable> {
 
 async fn analyzed(client: &mut Client, query: &str) -> Analysis {
     let streams = streams(client).await;
-    let source = TreeSource::Text { query, columns: &[] };
+    let source = TreeSource::Text { query, columns: &[], owner: None };
     analyze(client, source, &streams).await.unwrap_or_else(|e| panic!("{query}: {e}"))
 }
 
@@ -182,7 +182,7 @@ async fn sources_relations_and_columns_are_told_with_and_without_a_plan() {
 
         let names = ["first".to_owned(), "second \"one\"".to_owned()];
         let query = "select id, (select max(day) from o) from c;";
-        let source = TreeSource::Text { query, columns: &names };
+        let source = TreeSource::Text { query, columns: &names, owner: None };
         let analysis = analyze(&mut client, source, &none).await.expect("a query");
         assert_eq!(analysis.plan.map(|p| p.sources.len()).map_err(|r| r.code), Ok(2));
         assert_eq!(analysis.columns.iter().map(|c| &c.name).collect::<Vec<_>>(), [&names[0], &names[1]]);
@@ -204,7 +204,7 @@ async fn a_wrong_query_is_the_servers_error_and_several_statements_are_not_run()
             ("select id as a, id as a from c", "42701"),
             ("delete from c", "42601"),
         ] {
-            let source = TreeSource::Text { query, columns: &[] };
+            let source = TreeSource::Text { query, columns: &[], owner: None };
             let error = analyze(&mut client, source, &HashMap::new()).await.expect_err(query);
             assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Query, Some(state)), "{query}");
         }

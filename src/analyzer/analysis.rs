@@ -23,8 +23,8 @@ pub enum TreeSource<'a> {
     /// A view, by OID.
     View(u32),
     /// The text of a query, with names for its columns (none: the query's own). It is analysed under the session's
-    /// `search_path`.
-    Text { query: &'a str, columns: &'a [String] },
+    /// `search_path`. `owner` will own its view (none: whoever asks).
+    Text { query: &'a str, columns: &'a [String], owner: Option<u32> },
 }
 
 /// What the analyzer found out about a query.
@@ -97,9 +97,11 @@ async fn analyze_in(
     // give way long before its deadlock check (1 s by default) would end its statement in place of ours.
     let give_way = "set local lock_timeout = '200ms'";
     transaction.batch_execute(give_way).await.map_err(|e| lookup::failed(e, "analyse a query"))?;
-    let view = match source {
-        TreeSource::View(oid) => oid,
-        TreeSource::Text { query, columns } => temporary_view(transaction, query, columns).await?,
+    let (view, owner_to_be) = match source {
+        TreeSource::View(oid) => (oid, None),
+        TreeSource::Text { query, columns, owner } => {
+            (temporary_view(transaction, query, columns).await?, owner)
+        }
     };
     // Names in definitions and of types are then printed with their schema.
     let set = "set local search_path = pg_catalog, pg_temp";
@@ -113,7 +115,7 @@ async fn analyze_in(
     let mut loaded = load::load(transaction, &tree, stream_tables).await?;
     literals::find(transaction, &mut loaded, &definition).await?;
     let columns = output_columns(transaction, view, &loaded.facts).await?;
-    let plan = match plan(&loaded, owner, &columns) {
+    let plan = match plan(&loaded, owner_to_be.unwrap_or(owner), &columns) {
         Ok((plan, remote)) => match verify_all(transaction, &loaded.facts, &remote).await? {
             None => Ok(plan),
             Some(refusal) => Err(refusal),

@@ -395,7 +395,8 @@ pub async fn missing_evaluation(client: &Client, view: ViewId, plan: &Plan) -> R
         let row = client.query_opt(SQL, &[&view, &name, &work_sql(work), &inputs]).await.map_err(error)?;
         if !row.is_some_and(|r| r.get(0)) {
             return Ok(Some(format!(
-                "it calls functions of users, and the function {name} that does so with the owner's rights is missing or changed"
+                "it calls functions of users, and the function {name} that does so with the owner's rights is missing or changed (it is made \
+                 at creation, while the sidecar reads from a slot)"
             )));
         }
     }

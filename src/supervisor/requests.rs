@@ -40,6 +40,9 @@ pub struct Request {
     pub query: Option<String>,
     #[serde(default)]
     pub columns: Vec<String>,
+    /// The owner of the query's view.
+    #[serde(default)]
+    pub owner: Option<u32>,
     #[serde(default)]
     pub mode: Option<String>,
 }
@@ -81,7 +84,8 @@ async fn analysis(
 ) -> Result<Value> {
     let query =
         request.query.as_deref().ok_or_else(|| Error::internal("an analysis request without a query"))?;
-    let source = TreeSource::Text { query, columns: &request.columns };
+    // Only for the answer: after the commit the view itself tells whose it is.
+    let source = TreeSource::Text { query, columns: &request.columns, owner: request.owner };
     let analysis = analyze(client, source, stream_tables).await?;
     let sources: Vec<Value> = analysis
         .sources

@@ -112,7 +112,7 @@ async fn what_the_generator_makes_is_valid_and_supported() {
             };
             for stream in &stage.streams {
                 let query = stream.query.inlined();
-                let source = TreeSource::Text { query: &query, columns: &[] };
+                let source = TreeSource::Text { query: &query, columns: &[], owner: None };
                 match analyze(&mut app, source, &HashMap::new()).await {
                     Ok(analysis) => {
                         if let Err(refusal) = analysis.plan {

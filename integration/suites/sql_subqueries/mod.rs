@@ -192,7 +192,7 @@ async fn what_a_row_says_of_itself_and_a_few_others_stay_full_with_a_reason() {
         let mut app = db.as_app().await;
         app.batch_execute(SCHEMA).await.unwrap();
         for (query, word) in REFUSED {
-            let source = TreeSource::Text { query, columns: &[] };
+            let source = TreeSource::Text { query, columns: &[], owner: None };
             let analysis = analyze(&mut app, source, &HashMap::new()).await.expect(query);
             let refusal = analysis.plan.expect_err(query);
             assert!(refusal.reason.contains(word), "{query}: {}", refusal.reason);
