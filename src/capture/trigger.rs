@@ -174,6 +174,12 @@ pub async fn broken_seal(client: &Client, source_id: i64, mode: Mode) -> Result<
     Ok(client.query_one(SQL, &[&source_id, &mode.name()]).await.map_err(error)?.get(0))
 }
 
+/// Whether a broken seal (see `pgtrickle._broken_seal`) is that of triggers that nobody touched: the table became part of a
+/// hierarchy, or of a subscription, since they were set.
+pub fn needs_other_triggers(broken: &str) -> bool {
+    broken.contains(" does not fire for what arrives through ")
+}
+
 /// Installs the triggers where they are not intact. After a gap they are installed anew, under a lock that ends all who
 /// may have seen the mark: afterwards everything is recorded again. Gives way to the application's locks.
 pub async fn install(client: &Client, source_id: i64, mode: Mode, patience: Duration) -> Result<()> {

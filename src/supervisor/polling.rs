@@ -80,6 +80,13 @@ impl Engine {
         let mut hole = None;
         for (oid, id) in &triggered {
             if let Some(broken) = trigger::broken_seal(&self.control, *id, mode).await? {
+                // It got children or a subscription just now: what reads it is prepared anew, which sets other triggers.
+                if trigger::needs_other_triggers(&broken) && self.settled && self.preparing.is_none() {
+                    let source = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
+                    tracing::info!(%source, "it became part of a hierarchy or of a subscription and is read again");
+                    self.read_again(&[*oid])?;
+                    continue;
+                }
                 let name = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
                 diagnose::tell_triggers_lost(&self.control, &self.options, *id, &broken).await?;
                 let context = format!("capture of {name} had a hole: {broken}");
