@@ -69,8 +69,23 @@ async fn a_slow_function_leaves_the_other_sessions_to_others() {
             if waits && now > calls { Ok(()) } else { Err(format!("{now} calls after {calls}, {seen}")) }
         })
         .await;
+        // Somebody ends that session: it is asked again in another one, and nothing starts anew.
+        let generation = "select generation from pgtrickle.pgt_pipelines";
+        let before: i64 = dba.query_one(generation, &[]).await.unwrap().get(0);
+        const END: &str = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()
+            and application_name like '%:evaluate' and wait_event = 'advisory'";
+        assert_eq!(dba.query(END, &[]).await.unwrap().len(), 1);
+        wait_until("it to be asked again", SOON, || async {
+            let sql = "select count(*) from pg_stat_activity where datname = current_database()
+                and application_name like '%:evaluate' and wait_event = 'advisory'";
+            let n: i64 = dba.query_one(sql, &[]).await.unwrap().get(0);
+            if n == 1 { Ok(()) } else { Err(n.to_string()) }
+        })
+        .await;
         dba.batch_execute("select pg_advisory_unlock(4711)").await.unwrap();
         arrived(&app).await;
+        let after: i64 = dba.query_one(generation, &[]).await.unwrap().get(0);
+        assert_eq!(after, before, "the pipeline started anew");
         assert_equal(&app, query, "behind_a_gate", "id, y").await;
         assert_equal(&app, FAST, "fast_one", "id, y").await;
         assert_eq!(sidecar.terminate(SOON).await, Some(0));

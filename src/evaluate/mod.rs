@@ -92,16 +92,27 @@ async fn answer(
         Some(evaluator) => evaluator,
         None => Evaluator::connect(&target, limits).await?,
     };
+    // Somebody may have ended the session alone: nothing is lost but time. Where the server is gone, so is the next one.
     match request {
         EvaluationRequest::Rows { view, batch, rows, reply } => {
-            let mut results = Vec::with_capacity(rows.len());
-            for rows in rows.chunks(BATCH) {
-                results.extend(evaluator.evaluate(view, &batch, rows).await?);
-            }
+            let results = match evaluator.rows(view, &batch, &rows).await {
+                Err(e) if e.kind() == ErrorKind::Connection => {
+                    evaluator = evaluator.replaced(&e).await?;
+                    evaluator.rows(view, &batch, &rows).await?
+                }
+                results => results?,
+            };
             reply.send(results);
         }
         EvaluationRequest::Groups { view, batch, groups, reply } => {
-            reply.send(evaluator.groups(view, &batch, &groups).await?);
+            let results = match evaluator.groups(view, &batch, &groups).await {
+                Err(e) if e.kind() == ErrorKind::Connection => {
+                    evaluator = evaluator.replaced(&e).await?;
+                    evaluator.groups(view, &batch, &groups).await?
+                }
+                results => results?,
+            };
+            reply.send(results);
         }
     }
     Ok((evaluator, answered))
@@ -158,6 +169,20 @@ impl Evaluator {
     async fn connect(target: &Target, limits: Limits) -> Result<Evaluator> {
         let client = connect(target, limits).await?;
         Ok(Evaluator { target: target.clone(), client, statements: HashMap::new(), owners: None, limits })
+    }
+
+    /// Another one, after the session of this one was ended.
+    async fn replaced(self, because: &Error) -> Result<Evaluator> {
+        tracing::warn!(error = %because.for_logs(), "a session that computes expressions was ended; asking again");
+        Evaluator::connect(&self.target, self.limits).await
+    }
+
+    async fn rows(&mut self, view: ViewId, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
+        let mut results = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(BATCH) {
+            results.extend(self.evaluate(view, batch, rows).await?);
+        }
+        Ok(results)
     }
 
     /// What a statement that began at `begun` failed of, if it was the timeout: the payload of an error. Smaller parts of it
