@@ -147,6 +147,49 @@ async fn a_function_past_the_time_limit_suspends_its_stream_table_and_no_other()
     .await;
 }
 
+/// What has no end is ended where nobody waits for it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_statement_of_a_stream_table_that_is_dropped_ends() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let (app, dba) = (db.as_app().await, db.as_dba().await);
+        app.batch_execute(SCHEMA).await.unwrap();
+        let arguments = ["--evaluation-sessions", "1", "--evaluation-timeout", "off"];
+        let mut sidecar = Sidecar::start(&db, &arguments);
+        sidecar.wait_ready(SOON).await;
+        create(&app, "sleeper", "select id, asleep(x) as y from slow").await;
+        create(&app, "sleeping_group", "select array_agg(asleep(x) order by id) as y from slow").await;
+        create(&app, "fast_one", FAST).await;
+        app.batch_execute(
+            "begin; update slow set x = 7 where id = 1; update fast set x = 70 where id = 1; commit",
+        )
+        .await
+        .unwrap();
+        let asleep = "select count(*) from pg_stat_activity where datname = current_database()
+            and application_name like '%:evaluate' and wait_event = 'PgSleep'";
+        let count = async || dba.query_one(asleep, &[]).await.unwrap().get::<_, i64>(0);
+        wait_until("a statement to sleep", SOON, || async {
+            if count().await > 0 { Ok(()) } else { Err("none does".to_owned()) }
+        })
+        .await;
+        for name in ["sleeper", "sleeping_group"] {
+            app.execute("select pgtrickle.drop_stream_table($1)", &[&name]).await.unwrap();
+        }
+        wait_until("no statement to sleep", SOON, || async {
+            match count().await {
+                0 => Ok(()),
+                n => Err(n.to_string()),
+            }
+        })
+        .await;
+        arrived(&app).await;
+        assert_equal(&app, FAST, "fast_one", "id, y").await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
 /// A window without PARTITION BY is computed anew by PostgreSQL, all rows of it: what that costs is printed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_change_under_a_window_over_all_rows_costs_is_printed() {

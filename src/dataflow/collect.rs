@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::oneshot::{Receiver, channel};
 
 use differential_dataflow::AsCollection;
 use differential_dataflow::consolidation::consolidate;
@@ -119,7 +120,7 @@ pub(super) fn group<'s>(
                         queue.push_back((capability, updates));
                     }
                     loop {
-                        let asked = match waiting.take() {
+                        let mut asked = match waiting.take() {
                             Some(asked) => asked,
                             None => {
                                 let Some((capability, updates)) = queue.pop_front() else { return };
@@ -148,7 +149,7 @@ pub(super) fn group<'s>(
                                 return;
                             }
                             // The service has ended: so does the pipeline, and the epoch never completes.
-                            Err(TryRecvError::Disconnected) => {
+                            Err(TryRecvError::Closed) => {
                                 waiting = Some(asked);
                                 return;
                             }

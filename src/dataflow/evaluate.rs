@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use differential_dataflow::consolidation::consolidate;
 use differential_dataflow::lattice::Lattice;
@@ -18,6 +17,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::Operator;
 use timely::progress::Timestamp;
 use timely::scheduling::SyncActivator;
+use tokio::sync::oneshot::{Receiver, Sender, channel};
 
 use super::account::{Held, MAP_ENTRY, row_bytes};
 use super::keyed::{Incomplete, route};
@@ -57,25 +57,42 @@ impl EvaluationRequest {
 }
 
 /// Where the results of one request go.
-pub struct EvaluationReply<T>(Box<dyn FnOnce(T) + Send>);
+pub struct EvaluationReply<T>(To<T>);
+
+enum To<T> {
+    /// An operator of this process, and what wakes its worker.
+    Operator(Sender<T>, SyncActivator),
+    Elsewhere(Box<dyn FnOnce(T) + Send>),
+}
 
 impl<T: Send + 'static> EvaluationReply<T> {
     pub(super) fn new(sender: Sender<T>, activator: SyncActivator) -> EvaluationReply<T> {
-        EvaluationReply::to(move |results| {
-            // A closed channel or worker means that the view is gone; nobody waits for the answer then.
-            let _ = sender.send(results);
-            let _ = activator.activate();
-        })
+        EvaluationReply(To::Operator(sender, activator))
     }
 
     /// A reply that goes somewhere else: to the process whose operator asked.
     pub fn to(receiver: impl FnOnce(T) + Send + 'static) -> EvaluationReply<T> {
-        EvaluationReply(Box::new(receiver))
+        EvaluationReply(To::Elsewhere(Box::new(receiver)))
     }
 
     /// Hands the results to the operator and wakes its worker.
     pub fn send(self, results: T) {
-        (self.0)(results);
+        match self.0 {
+            To::Operator(sender, activator) => {
+                // A closed channel or worker means that the view is gone; nobody waits for the answer then.
+                let _ = sender.send(results);
+                let _ = activator.activate();
+            }
+            To::Elsewhere(receiver) => receiver(results),
+        }
+    }
+
+    /// Ends when nobody waits for the answer any more, as far as this process knows.
+    pub async fn unwanted(&mut self) {
+        match &mut self.0 {
+            To::Operator(sender, _) => sender.closed().await,
+            To::Elsewhere(_) => std::future::pending().await,
+        }
     }
 }
 
@@ -153,7 +170,7 @@ impl Work {
 
 impl Answer {
     /// The results per input, if they are here.
-    fn poll(&self) -> Option<Vec<Vec<Row>>> {
+    fn poll(&mut self) -> Option<Vec<Vec<Row>>> {
         match self {
             Answer::Row(receiver) => {
                 receiver.try_recv().ok().map(|rows| rows.into_iter().map(|row| vec![row]).collect())

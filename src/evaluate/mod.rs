@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Statement};
 use crate::analyzer::verify::work_sql;
 use crate::dataflow::EvaluationRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{RemoteBatch, RemoteWork, ViewId};
+use crate::plan::{GroupBatch, RemoteBatch, RemoteWork, ViewId};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::datum::error_payload;
 use crate::row::record::parse_record;
@@ -74,48 +74,42 @@ pub async fn serve(
                 let failed = |e| Error::internal("a session of the evaluation service failed").with_source(e);
                 let (evaluator, view) = done.map_err(failed)??;
                 queue.done(view);
-                idle.push(evaluator);
+                idle.extend(evaluator);
             }
         }
     }
 }
 
-/// Answers one request, in this session or a new one.
+/// Answers one request, in this session or a new one, which is returned unless its work was given up.
 async fn answer(
     evaluator: Option<Evaluator>,
     target: Target,
     limits: Limits,
     request: EvaluationRequest,
-) -> Result<(Evaluator, ViewId)> {
+) -> Result<(Option<Evaluator>, ViewId)> {
     let answered = request.view();
     let mut evaluator = match evaluator {
         Some(evaluator) => evaluator,
         None => Evaluator::connect(&target, limits).await?,
     };
-    // Somebody may have ended the session alone: nothing is lost but time. Where the server is gone, so is the next one.
+    // Where nobody waits any more (the stream table was dropped), the statement ends with its session.
     match request {
-        EvaluationRequest::Rows { view, batch, rows, reply } => {
-            let results = match evaluator.rows(view, &batch, &rows).await {
-                Err(e) if e.kind() == ErrorKind::Connection => {
-                    evaluator = evaluator.replaced(&e).await?;
-                    evaluator.rows(view, &batch, &rows).await?
-                }
-                results => results?,
+        EvaluationRequest::Rows { view, batch, rows, mut reply } => {
+            let results = tokio::select! {
+                results = evaluator.rows_or_again(view, &batch, &rows) => results?,
+                () = reply.unwanted() => return evaluator.end().await.map(|()| (None, answered)),
             };
             reply.send(results);
         }
-        EvaluationRequest::Groups { view, batch, groups, reply } => {
-            let results = match evaluator.groups(view, &batch, &groups).await {
-                Err(e) if e.kind() == ErrorKind::Connection => {
-                    evaluator = evaluator.replaced(&e).await?;
-                    evaluator.groups(view, &batch, &groups).await?
-                }
-                results => results?,
+        EvaluationRequest::Groups { view, batch, groups, mut reply } => {
+            let results = tokio::select! {
+                results = evaluator.groups_or_again(view, &batch, &groups) => results?,
+                () = reply.unwanted() => return evaluator.end().await.map(|()| (None, answered)),
             };
             reply.send(results);
         }
     }
-    Ok((evaluator, answered))
+    Ok((Some(evaluator), answered))
 }
 
 /// The statement of some work: the expressions themselves, or the call of the owner's function. The condition names no
@@ -146,6 +140,8 @@ struct Evaluator {
     statements: HashMap<String, Statement>,
     /// Runs owners' functions.
     owners: Option<Client>,
+    /// The server's processes behind the sessions.
+    pids: Vec<i32>,
     limits: Limits,
 }
 
@@ -156,25 +152,66 @@ enum Question {
 }
 
 /// A session whose statements end in time.
-async fn connect(target: &Target, limits: Limits) -> Result<Client> {
+async fn connect(target: &Target, limits: Limits) -> Result<(Client, i32)> {
     let client = target.connect_when_free(Purpose::Evaluate).await?;
     if let Some(timeout) = limits.timeout {
         let set = format!("set statement_timeout = {}", timeout.as_millis());
         client.batch_execute(&set).await.map_err(error)?;
     }
-    Ok(client)
+    let pid = client.query_one("select pg_catalog.pg_backend_pid()", &[]).await.map_err(error)?.get(0);
+    Ok((client, pid))
 }
 
 impl Evaluator {
     async fn connect(target: &Target, limits: Limits) -> Result<Evaluator> {
-        let client = connect(target, limits).await?;
-        Ok(Evaluator { target: target.clone(), client, statements: HashMap::new(), owners: None, limits })
+        let (client, pid) = connect(target, limits).await?;
+        let (target, statements) = (target.clone(), HashMap::new());
+        Ok(Evaluator { target, client, statements, owners: None, pids: vec![pid], limits })
     }
 
-    /// Another one, after the session of this one was ended.
-    async fn replaced(self, because: &Error) -> Result<Evaluator> {
+    /// Ends what the sessions do, which would run on in the server.
+    async fn end(self) -> Result<()> {
+        const END: &str = "select pg_catalog.pg_terminate_backend(p) from pg_catalog.unnest($1::int[]) p";
+        let client = self.target.connect_when_free(Purpose::Tool).await?;
+        client.execute(END, &[&self.pids]).await.map_err(error)?;
+        Ok(())
+    }
+
+    /// Somebody may have ended the session alone: then nothing is lost but time. Where the server is gone, so is the next one.
+    async fn replace(&mut self, because: &Error) -> Result<()> {
         tracing::warn!(error = %because.for_logs(), "a session that computes expressions was ended; asking again");
-        Evaluator::connect(&self.target, self.limits).await
+        *self = Evaluator::connect(&self.target, self.limits).await?;
+        Ok(())
+    }
+
+    async fn rows_or_again(
+        &mut self,
+        view: ViewId,
+        batch: &Arc<RemoteBatch>,
+        rows: &[Row],
+    ) -> Result<Vec<Row>> {
+        match self.rows(view, batch, rows).await {
+            Err(e) if e.kind() == ErrorKind::Connection => {
+                self.replace(&e).await?;
+                self.rows(view, batch, rows).await
+            }
+            results => results,
+        }
+    }
+
+    async fn groups_or_again(
+        &mut self,
+        view: ViewId,
+        batch: &Arc<GroupBatch>,
+        groups: &[Vec<Row>],
+    ) -> Result<Vec<Vec<Row>>> {
+        match self.groups(view, batch, groups).await {
+            Err(e) if e.kind() == ErrorKind::Connection => {
+                self.replace(&e).await?;
+                self.groups(view, batch, groups).await
+            }
+            results => results,
+        }
     }
 
     async fn rows(&mut self, view: ViewId, batch: &Arc<RemoteBatch>, rows: &[Row]) -> Result<Vec<Row>> {
@@ -200,7 +237,10 @@ impl Evaluator {
         let sql = call(view, work);
         if work.owner_function().is_some() {
             if self.owners.as_ref().is_none_or(Client::is_closed) {
-                self.owners = Some(connect(&self.target, self.limits).await?);
+                let (owners, pid) = connect(&self.target, self.limits).await?;
+                self.owners = Some(owners);
+                self.pids.truncate(1);
+                self.pids.push(pid);
             }
             return Ok(Question::OfOwner(sql));
         }
