@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
-use super::RunOptions;
 use super::lease::Lease;
+use super::{RunOptions, guard};
 use crate::capture::{publication, trigger};
 use crate::catalog::{behind, store};
 use crate::error::{Error, ErrorKind, Result};
@@ -163,7 +163,7 @@ async fn by_slot_if_possible(
     mode: CdcMode,
     cause: Option<String>,
 ) -> Result<Plan> {
-    match make_slot(control, lease).await {
+    match make_slot(control, options, lease).await {
         Ok(frontier) => {
             begin_at(control, &options.pipeline, frontier).await?;
             deliver_by_slot(control, options, lease).await?;
@@ -185,13 +185,13 @@ pub(super) fn is_impossible(e: &Error) -> bool {
 }
 
 /// The publication first: decoding looks it up in the catalog of the slot's position.
-pub(super) async fn make_slot(control: &Client, lease: &Lease) -> Result<u64> {
+pub(super) async fn make_slot(control: &Client, options: &RunOptions, lease: &Lease) -> Result<u64> {
     let names = &lease.names;
     let existed = publication::exists(control, names.publication()).await?;
     if !existed {
         publication::set_tables(control, names.publication(), &[]).await?;
     }
-    match slot::create(control, names.slot(), lease.identity.major).await {
+    match guard::make_slot(control, options, lease).await {
         Ok(start) => Ok(start),
         Err(e) => {
             // Nothing half-made stays behind a refusal.

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Client;
+
 use super::engine::Engine;
+use super::lease::Lease;
 use super::{RunOptions, diagnose};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
@@ -48,6 +51,57 @@ async fn shed_unattended(options: &RunOptions) -> Result<()> {
         "the slot retains too much WAL while nobody reads it, and is given up"
     );
     Ok(())
+}
+
+/// Makes the slot. While it waits for transactions that were open before it keeps WAL like any other, and the same policy
+/// gives it up.
+///
+/// Errors: those of [`slot::create`]; `ServerSetup` when it is given up.
+pub(super) async fn make_slot(control: &Client, options: &RunOptions, lease: &Lease) -> Result<u64> {
+    let backend: i32 =
+        control.query_one("select pg_catalog.pg_backend_pid()", &[]).await.map_err(error)?.get(0);
+    let name = lease.names.slot();
+    let mut creation = std::pin::pin!(slot::create(control, name, lease.identity.major));
+    let mut given_up = None;
+    loop {
+        tokio::select! {
+            created = &mut creation => {
+                let (Err(_), Some(retained)) = (&created, given_up) else { return created };
+                return Err(waits_too_long(name, retained));
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        match shed_waiting(options, name, backend).await {
+            Ok(None) => {}
+            Ok(retained) => given_up = retained,
+            Err(e) => tracing::debug!(error = %e.for_logs(), "the slot could not be looked at"),
+        }
+    }
+}
+
+/// Cancels the statement of that backend that makes the slot, where the policy gives it up: what it retained, in bytes.
+async fn shed_waiting(options: &RunOptions, name: &str, backend: i32) -> Result<Option<i64>> {
+    const SQL: &str = "select retained from (
+            select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint as retained
+            from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.active_pid = $2) s
+        where pgtrickle._setting('slot_policy', $3) = 'shed'
+          and retained > pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $3)";
+    let client = options.target.connect(Purpose::Tool).await?;
+    let Some(row) = client.query_opt(SQL, &[&name, &backend, &options.pipeline]).await.map_err(error)? else {
+        return Ok(None);
+    };
+    store::shed_slot(&client, &options.pipeline).await?;
+    client.execute("select pg_catalog.pg_cancel_backend($1)", &[&backend]).await.map_err(error)?;
+    Ok(Some(row.get(0)))
+}
+
+fn waits_too_long(slot: &str, retained: i64) -> Error {
+    let context = format!(
+        "the replication slot {slot} waits for open transactions, retains {} MB of WAL meanwhile, and is given up",
+        retained >> 20
+    );
+    Error::new(ErrorKind::ServerSetup, context)
+        .with_hint("end the oldest transactions (pg_stat_activity, pg_prepared_xacts), or raise slot_lag_critical_threshold_mb")
 }
 
 impl Engine {

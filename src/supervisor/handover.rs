@@ -288,7 +288,7 @@ async fn slot_and_publication(
     specs: &[SourceSpec],
 ) -> Result<Ready> {
     slot::drop_ours(client, lease.names.slot()).await?;
-    let start = diagnose::make_slot(client, lease).await?;
+    let start = diagnose::make_slot(client, options, lease).await?;
     let mut sources: Vec<u32> = specs.iter().map(|s| s.oid).collect();
     sources.sort_unstable();
     let mut publishable = true;

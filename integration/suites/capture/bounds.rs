@@ -144,6 +144,51 @@ async fn a_slot_past_its_thresholds_is_told_once_and_given_up_where_the_policy_s
     .await;
 }
 
+/// A slot that waits for an open transaction before it exists keeps WAL as one that is read does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_waits_to_be_made_past_the_threshold_is_given_up_too() {
+    const SLOTS: &str = "select count(*) || '' from pg_replication_slots";
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let world = World::new(&db, false).await;
+        let dba = db.as_dba().await;
+        dba.batch_execute(
+            "insert into pgtrickle.settings values ('slot_policy', 'shed'),
+                ('slot_lag_critical_threshold_mb', '8'), ('slot_return_after', '3 s')",
+        )
+        .await
+        .unwrap();
+        let elsewhere = TestDatabase::create(&server).await;
+        let old = elsewhere.as_dba().await;
+        old.batch_execute("begin; select txid_current()").await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        becomes(&dba, SLOTS, "1").await;
+        for _ in 0..4 {
+            let noise = "create table if not exists noise (t text); insert into noise select repeat(md5(i::text), 30) from generate_series(1, 3000) i";
+            dba.batch_execute(noise).await.unwrap();
+        }
+        becomes(&dba, "select coalesce(delivery, '') || ' ' || (slot_shed_at is not null) from pgtrickle.pgt_pipelines", "poll true").await;
+        let reason = text(&dba, "select delivery_reason from pgtrickle.pgt_pipelines").await;
+        assert!(reason.contains("waits for open transactions") && reason.contains("given up"), "{reason}");
+        assert_eq!(text(&dba, SLOTS).await, "0");
+        sidecar.wait_ready(SOON).await;
+        world.create().await;
+        world.active().await;
+        let writers = world.writers(&db, 2).await;
+        writers.more(50).await;
+        old.batch_execute("commit").await.unwrap();
+        becomes(&dba, super::CAPTURE, "wal").await;
+        writers.more(50).await;
+        writers.stop().await;
+        world.active().await;
+        world.check().await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
 /// Rows of each change buffer that fulfil a condition.
 async fn rows(client: &tokio_postgres::Client, condition: &str) -> Vec<i64> {
     const BUFFERS: &str = "select oid::regclass::text from pg_class where relnamespace = 'pgtrickle_changes'::regnamespace and relkind = 'r'";
