@@ -12,7 +12,7 @@ use crate::row::{Datum, Row};
 use super::native::collation_rules;
 use super::refusal::Step;
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Level, Translator, check, grouping_sets, kernels, types, unknown_form};
+use super::{Level, Translator, check, grouping_sets, kernels, native, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 pub(super) struct Call {
@@ -156,26 +156,17 @@ impl Translator<'_> {
     ) -> Step<Stage> {
         let inside = |i: &usize| *i >= groups.names.len() || set.is_none_or(|s| s.contains(i));
         let kept: Vec<usize> = (0..groups.nodes.len()).filter(inside).collect();
+        let (stage, calls) = self.attach(stage, calls)?;
+        let calls = calls.as_slice();
         let mut parsed = Vec::with_capacity(calls.len());
         for node in calls {
             self.check_call(node)?;
             parsed.push(self.call(node)?);
         }
         let native = parsed.into_iter().collect::<Option<Vec<Call>>>();
-        let mut needed: Vec<Node> = kept.iter().map(|&i| groups.nodes[i].clone()).collect();
-        let mut place = |n: Option<Node>| {
-            n.map(|n| {
-                needed.push(n);
-                needed.len() - 1
-            })
-        };
-        let mut aggregates = Vec::new();
-        for call in native.iter().flatten() {
-            let (argument, filter) = (place(call.argument.clone()), place(call.filter.clone()));
-            let (function, distinct) = (call.function, call.distinct);
-            aggregates.push(Aggregate { function, argument, filter, distinct });
-        }
-        let (mut stage, positions) = self.typed_columns(stage, &needed)?;
+        let needed: Vec<Node> = kept.iter().map(|&i| groups.nodes[i].clone()).collect();
+        let (mut stage, positions, aggregates) =
+            self.arguments(stage, &needed, native.as_deref().unwrap_or_default())?;
         let mut keys = Vec::with_capacity(kept.len());
         for (&i, &column) in kept.iter().zip(&positions) {
             let key;
@@ -194,10 +185,6 @@ impl Translator<'_> {
                 for node in calls {
                     columns.push(self.type_of(node)?);
                 }
-                aggregates.iter_mut().for_each(|a| {
-                    a.argument = a.argument.map(|i| positions[i]);
-                    a.filter = a.filter.map(|i| positions[i]);
-                });
                 Stage::new(Rel::Aggregate { input: Box::new(stage.rel), group: keys, aggregates }, columns)
             }
             // With one that PostgreSQL computes it may as well compute all: it gets the whole group anyway.
@@ -214,6 +201,38 @@ impl Translator<'_> {
             columns.push(self.type_of(node)?);
         }
         Ok(grouping_sets::padded(stage, &kept, groups.nodes.len(), columns))
+    }
+
+    /// Columns for `nodes`, and calls with columns for their arguments. What PostgreSQL computes for an argument is asked for
+    /// alone where a filter decides about it: what fails in one expression of a batch fails in all of them.
+    pub(super) fn arguments(
+        &mut self,
+        stage: Stage,
+        nodes: &[Node],
+        calls: &[Call],
+    ) -> Step<(Stage, Vec<usize>, Vec<Aggregate>)> {
+        let by_server = |n: &Node| native::compile(self.facts(), n).is_none();
+        let alone: Vec<bool> =
+            calls.iter().map(|c| c.filter.is_some() && c.argument.as_ref().is_some_and(by_server)).collect();
+        let mut needed = nodes.to_vec();
+        for (call, alone) in calls.iter().zip(&alone) {
+            needed.extend(call.argument.iter().filter(|_| !alone).chain(&call.filter).cloned());
+        }
+        let (mut stage, mut positions) = self.typed_columns(stage, &needed)?;
+        let rest = positions.split_off(nodes.len());
+        let (mut rest, mut aggregates) = (rest.into_iter(), Vec::with_capacity(calls.len()));
+        for (call, alone) in calls.iter().zip(alone) {
+            let mut argument = call.argument.as_ref().filter(|_| !alone).and_then(|_| rest.next());
+            let filter = call.filter.as_ref().and_then(|_| rest.next());
+            if let Some(node) = call.argument.as_ref().filter(|_| alone) {
+                let columns;
+                (stage, columns) = self.typed_columns(stage, std::slice::from_ref(node))?;
+                argument = columns.first().copied();
+            }
+            let (function, distinct) = (call.function, call.distinct);
+            aggregates.push(Aggregate { function, argument, filter, distinct });
+        }
+        Ok((stage, positions, aggregates))
     }
 
     /// Without group expressions of its own a query has a row for each row of its domain: the stage with those, and the

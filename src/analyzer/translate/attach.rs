@@ -12,6 +12,7 @@ use crate::plan::{Aggregate, AggregateFunction, GroupKey, JoinKey, JoinKind, Rel
 use crate::row::key::KeyForm;
 use crate::row::{Datum, Row, TypeInfo};
 
+use super::guards::{Looked, can_guard, guard, of_case};
 use super::refusal::{Refusal, Step};
 use super::semi::Plain;
 use super::stage::{ANSWER, LEFT, Stage, column_node, placed_column, rewrite, same, var_node};
@@ -24,41 +25,15 @@ pub(super) struct Target {
     base: Stage,
     pub stage: Stage,
     /// Conditions under which the node at hand is looked at, all true, over `base`.
-    guards: Vec<Node>,
+    pub guards: Vec<Node>,
     /// Subqueries with their values, and the guards under which those were computed.
     done: Vec<(Node, Vec<Node>, Node)>,
 }
 
-/// When the server looks at an argument that comes after another one.
-#[derive(Clone, Copy)]
-enum Looked {
-    IfTrue,
-    UnlessTrue,
-    UnlessFalse,
-    IfNull,
-}
-
-/// A test of `arg` that is never NULL.
-fn guard(arg: &Node, looked: Looked) -> Node {
-    let (tag, field, number) = match looked {
-        Looked::IfTrue => ("BOOLEANTEST", "booltesttype", 0),
-        Looked::UnlessTrue => ("BOOLEANTEST", "booltesttype", 1),
-        Looked::UnlessFalse => ("BOOLEANTEST", "booltesttype", 3),
-        Looked::IfNull => ("NULLTEST", "nulltesttype", 0),
-    };
-    let mut fields = vec![("arg", Value::Node(Box::new(arg.clone()))), (field, Value::Int(number))];
-    if tag == "NULLTEST" {
-        fields.push(("argisrow", Value::Bool(false)));
-    }
-    fields.push(("location", Value::Int(-1)));
-    Node { tag: tag.to_owned(), fields: fields.into_iter().map(|(n, v)| (n.to_owned(), v)).collect() }
-}
-
 impl Target {
-    /// What is looked at from here on is looked at only if `arg` is so. A test with a subquery of its own is no guard: the
-    /// base does not have its value.
+    /// What is looked at from here on is looked at only if `arg` is so.
     fn guarded_by(&mut self, arg: &Node, looked: Looked) {
-        if !has_subplan(arg) {
+        if can_guard(arg) {
             self.guards.push(guard(arg, looked));
         }
     }
@@ -104,29 +79,47 @@ impl Translator<'_> {
             ("BOOLEXPR", Some("and")) => Some(Looked::UnlessFalse),
             ("BOOLEXPR", Some("or")) => Some(Looked::UnlessTrue),
             ("COALESCEEXPR", _) => Some(Looked::IfNull),
-            ("CASEEXPR", _) if node.optional_node("arg").is_none() => Some(Looked::UnlessTrue),
+            ("CASEEXPR", _) => Some(Looked::UnlessTrue),
             _ => None,
         };
+        let tested = node.optional_node("arg").filter(|_| node.tag == "CASEEXPR");
+        let filter = node.optional_node("aggfilter");
         let mut replaced = node.clone();
-        for (_, value) in &mut replaced.fields {
+        for (name, value) in &mut replaced.fields {
+            let inside = target.guards.len();
+            if let Some(filter) = filter.filter(|_| name != "aggfilter") {
+                // What does not pass is never an argument.
+                target.guarded_by(filter, Looked::IfTrue);
+            }
             match value {
                 Value::Node(n) => **n = self.replaced(target, n)?,
                 Value::List(items) => {
                     for item in items.iter_mut() {
-                        self.replaced_item(target, item, looked)?;
+                        self.replaced_item(target, item, looked, tested)?;
                     }
                 }
                 _ => {}
+            }
+            if filter.is_some() {
+                target.guards.truncate(inside);
             }
         }
         target.guards.truncate(outside);
         Ok(replaced)
     }
 
-    fn replaced_item(&mut self, target: &mut Target, item: &mut Value, looked: Option<Looked>) -> Step<()> {
+    /// `tested`: what the branches of a CASE are compared with.
+    fn replaced_item(
+        &mut self,
+        target: &mut Target,
+        item: &mut Value,
+        looked: Option<Looked>,
+        tested: Option<&Node>,
+    ) -> Step<()> {
         match item {
             Value::Node(n) if n.tag == "CASEWHEN" && looked.is_some() => {
-                let test = n.node("expr")?.clone();
+                let test = n.node("expr")?;
+                let test = tested.and_then(|arg| of_case(test, arg)).unwrap_or_else(|| test.clone());
                 let (mut own, outside) = ((**n).clone(), target.guards.len());
                 for (name, value) in &mut own.fields {
                     let Value::Node(part) = value else { continue };
@@ -142,13 +135,16 @@ impl Translator<'_> {
             Value::Node(n) => {
                 let before = n.clone();
                 **n = self.replaced(target, n)?;
-                if let Some(looked) = looked {
+                // A composite value of NULLs is NULL to a test, not to COALESCE.
+                if let Some(looked) = looked
+                    && !(matches!(looked, Looked::IfNull) && self.is_row_type(&before)?)
+                {
                     target.guarded_by(&before, looked);
                 }
             }
             Value::List(items) => {
                 for item in items {
-                    self.replaced_item(target, item, None)?;
+                    self.replaced_item(target, item, None, None)?;
                 }
             }
             _ => {}
@@ -168,7 +164,7 @@ impl Translator<'_> {
                 Value::Node(n) => **n = self.replaced(target, n)?,
                 Value::List(items) => {
                     for item in items {
-                        self.replaced_item(target, item, None)?;
+                        self.replaced_item(target, item, None, None)?;
                     }
                 }
                 _ => {}
@@ -270,7 +266,12 @@ impl Translator<'_> {
             let entries = BTreeSet::from([LEFT]);
             let equalities: Option<Vec<_>> =
                 conditions.iter().map(|c| self.equality(&c.node, &entries, &right.0)).collect();
-            if let Some(equalities) = equalities.filter(|e| !e.is_empty()) {
+            let equalities = equalities.filter(|e| !e.is_empty());
+            let keys = match &equalities {
+                Some(equalities) => self.left_keys(target, equalities)?,
+                None => None,
+            };
+            if let (Some(equalities), Some((left, left_positions))) = (equalities, keys) {
                 let mut nodes = Vec::new();
                 for e in &equalities {
                     nodes.push(right.1.place(&e.right)?);
@@ -278,11 +279,8 @@ impl Translator<'_> {
                 let (right, positions) = self.columns_for(right.1, &nodes)?;
                 let kept: Vec<_> = positions.into_iter().zip(equalities.iter().map(|e| e.form)).collect();
                 let right = self.marked(Stage { blocks: Vec::new(), ..right }, &kept);
-                let left = target.stage.clone().named_left();
-                let nodes = equalities.iter().map(|e| left.place(&e.left)).collect::<Step<Vec<_>>>()?;
-                let (left, positions) = self.columns_for(target.stage.clone(), &nodes)?;
                 target.stage = left;
-                let keys = positions.into_iter().zip(&equalities).enumerate();
+                let keys = left_positions.into_iter().zip(&equalities).enumerate();
                 let keys = keys
                     .map(|(right, (left, e))| JoinKey {
                         left,
@@ -359,12 +357,13 @@ impl Translator<'_> {
                 None => self.tested_value(target, call, any),
             };
         };
+        let Some((stage, x)) = self.left_keys(target, std::slice::from_ref(&e))? else {
+            return self.tested_value(target, call, any);
+        };
         let answer = self.answer_for(target, call, &[])?;
         let visible = answer.visible();
         let named = answer.clone().named(ANSWER, (1..).take(visible).collect());
         let (answer, y) = self.columns_for(answer, &[named.place(&e.right)?])?;
-        let left = target.stage.clone().named_left();
-        let (stage, x) = self.columns_for(target.stage.clone(), &[left.place(&e.left)?])?;
         target.stage = stage;
         let (x, y) = (x[0], y[0]);
         let x_null = !self.never_null(&target.stage.rel, x);

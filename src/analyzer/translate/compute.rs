@@ -8,6 +8,7 @@ use crate::plan::expr::Expr;
 use crate::plan::{GroupBatch, Rel, RemoteBatch, RemoteExpr};
 
 use super::collect::{at_inputs, used_columns};
+use super::guards::filtered;
 use super::refusal::{Refusal, Step};
 use super::stage::{Stage, placed_column, same};
 use super::subquery::has_subplan;
@@ -116,47 +117,42 @@ impl Translator<'_> {
         Ok((stage, columns))
     }
 
-    /// Rows for which all placed conditions are true: those that cannot fail first, so that the rest is evaluated (by
-    /// PostgreSQL, perhaps) for fewer rows; those with subqueries last, as the server does it, which costs them so much.
+    /// Rows for which all placed conditions are true, in the order of the server as far as it can be known: those that cannot
+    /// fail and those about no row first; those that run a subquery for each row last.
     pub(super) fn filter(&mut self, mut stage: Stage, conditions: &[Node]) -> Step<Stage> {
-        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        let (mut first, mut gates, mut rest, mut late) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for node in conditions {
             check::scalar(self.facts(), node)?;
             match native::compile(self.facts(), node).filter(Expr::is_infallible) {
                 Some(expr) => first.push(expr),
+                None if self.is_late(node)? => late.push(node.clone()),
+                None if has_subplan(node) && used_columns(std::slice::from_ref(node)).is_empty() => {
+                    gates.push(node.clone());
+                }
                 None => rest.push(node.clone()),
             }
         }
         stage.rel = filtered(stage.rel, first);
-        if rest.iter().any(has_subplan) {
-            let (subqueries, plain): (Vec<Node>, Vec<Node>) = rest.into_iter().partition(has_subplan);
-            let exprs;
-            (stage, exprs) = self.compute(stage, &plain)?;
-            stage.rel = filtered(stage.rel, exprs);
-            let base = stage.clone();
-            let mut other = Vec::with_capacity(subqueries.len());
-            for node in subqueries {
-                match self.semi(&base, stage, &node)? {
-                    Ok(reduced) => stage = reduced,
-                    Err(same) => {
-                        stage = same;
-                        other.push(node);
-                    }
+        stage = self.by_joins(stage, gates)?;
+        stage = self.one_by_one(stage, &rest)?;
+        self.by_joins(stage, late)
+    }
+
+    /// Conditions with subqueries: by semi and anti joins where those decide.
+    fn by_joins(&mut self, mut stage: Stage, conditions: Vec<Node>) -> Step<Stage> {
+        let base = stage.clone();
+        let mut other = Vec::with_capacity(conditions.len());
+        for node in conditions {
+            match self.semi(&base, stage, &node)? {
+                Ok(reduced) => stage = reduced,
+                Err(same) => {
+                    stage = same;
+                    other.push(node);
                 }
             }
-            rest = other;
         }
-        let (mut stage, rest) = self.compute(stage, &rest)?;
-        stage.rel = filtered(stage.rel, rest);
+        let (mut stage, exprs) = self.compute(stage, &other)?;
+        stage.rel = filtered(stage.rel, exprs);
         Ok(stage)
     }
-}
-
-fn filtered(input: Rel, mut conditions: Vec<Expr>) -> Rel {
-    let predicate = match conditions.len() {
-        0 => return input,
-        1 => conditions.remove(0),
-        _ => Expr::And(conditions),
-    };
-    Rel::Filter { input: Box::new(input), predicate }
 }

@@ -113,8 +113,14 @@ impl Translator<'_> {
             if !lateral {
                 entries.append(&mut needs.clone());
             }
-            let here = |c: &Condition| c.early && !c.entries.is_empty() && c.entries.is_subset(&entries);
-            let (down, rest) = conditions.into_iter().partition(here);
+            // Rows that they exclude could cost a LATERAL item an error, or have no end.
+            let before = self.read_by_laterals(frame, item)?;
+            let (mut down, mut rest) = (Vec::new(), Vec::new());
+            for c in conditions {
+                let first = !c.early && c.entries.is_subset(&before) && !self.is_late(&c.node)?;
+                let here = !c.entries.is_empty() && c.entries.is_subset(&entries) && (c.early || first);
+                if here { down.push(c) } else { rest.push(c) }
+            }
             conditions = rest;
             if lateral {
                 laterals.push(Lateral { item, needs, conditions: down });
@@ -133,6 +139,19 @@ impl Translator<'_> {
         }
         let stage = self.arrange(frame, parts, laterals, &mut conditions)?;
         self.filter_all(stage, conditions)
+    }
+
+    /// The entries of the side that an outer join keeps, where a LATERAL item follows it there.
+    fn read_by_laterals(&self, frame: &Level, item: &Node) -> Step<BTreeSet<i64>> {
+        let (kept, optional) = match item.tag.as_str() {
+            "JOINEXPR" if item.int("jointype")? == 1 => (item.node("larg")?, item.node("rarg")?),
+            _ => return Ok(BTreeSet::new()),
+        };
+        let lateral = self.needs(frame, optional)?.iter().any(|n| *n != OUTER);
+        match lateral || !self.read_by_laterals(frame, kept)?.is_empty() {
+            true => entries_below(kept),
+            false => Ok(BTreeSet::new()),
+        }
     }
 
     pub(super) fn filter_all(&mut self, stage: Stage, conditions: Vec<Condition>) -> Step<Stage> {
@@ -159,7 +178,7 @@ impl Translator<'_> {
         }
     }
 
-    /// One item that is no inner join, with the conditions on it (all early) applied; `outer`: it refers to what is
+    /// One item that is no inner join, with the conditions on it (early, or on the side that it keeps) applied; `outer`: it refers to what is
     /// around the query, so that its rows carry the domain.
     fn item(&mut self, frame: &Level, item: &Node, conditions: Vec<Condition>, outer: bool) -> Step<Stage> {
         if item.tag == "RANGETBLREF" {

@@ -15,7 +15,7 @@ use super::native::{builtin, collation_rules, compile, operator_function};
 use super::refusal::{Refusal, Step};
 use super::stage::{OUTER, Stage, placed_column};
 use super::subquery::has_subplan;
-use super::{Translator, kernels, types, unknown_form};
+use super::{Translator, guards, kernels, types, unknown_form};
 
 /// A stage and the range table entries in it.
 pub(super) type Part = (BTreeSet<i64>, Stage);
@@ -47,10 +47,11 @@ impl Translator<'_> {
             if let Some(index) = laterals.iter().position(|l| l.needs.is_subset(&current.0)) {
                 let lateral = laterals.remove(index);
                 // As the server does: rows that they exclude could cost the item an error, or have no end.
-                let first = |c: &Condition| {
-                    !c.entries.is_empty() && c.entries.is_subset(&lateral.needs) && !has_subplan(&c.node)
-                };
-                let (first, rest): (Vec<_>, Vec<_>) = conditions.drain(..).partition(first);
+                let (mut first, mut rest) = (Vec::new(), Vec::new());
+                for c in conditions.drain(..) {
+                    let own = !c.entries.is_empty() && c.entries.is_subset(&lateral.needs);
+                    if own && !self.is_late(&c.node)? { first.push(c) } else { rest.push(c) }
+                }
                 *conditions = rest;
                 current.1 = self.filter_all(current.1, first)?;
                 let mut entries = super::from::entries_below(lateral.item)?;
@@ -296,11 +297,24 @@ impl Translator<'_> {
         let (on_right, across): (Vec<_>, Vec<_>) =
             remote.into_iter().partition(|c| c.entries.is_subset(&right_entries));
         let key_count = forms.len();
+        let of_side = |entries: &BTreeSet<i64>| {
+            let own = |c: &&Condition| {
+                !c.entries.is_empty() && c.entries.is_subset(entries) && !has_subplan(&c.node)
+            };
+            others
+                .iter()
+                .chain(&on_left)
+                .chain(&on_right)
+                .filter(own)
+                .map(|c| c.node.clone())
+                .collect::<Vec<_>>()
+        };
+        let (first_left, first_right) = (of_side(&left_entries), of_side(&right_entries));
         for condition in &on_left {
-            left_nodes.push(left.place(&condition.node)?);
+            left_nodes.push(left.place(&guards::behind(&first_left, &condition.node))?);
         }
         for condition in &on_right {
-            right_nodes.push(right.place(&condition.node)?);
+            right_nodes.push(right.place(&guards::behind(&first_right, &condition.node))?);
         }
         let (left, left_columns) = self.columns_for(left, &left_nodes)?;
         let (right, right_columns) = self.columns_for(right, &right_nodes)?;

@@ -19,6 +19,7 @@ mod frame;
 mod from;
 mod functions;
 mod grouping_sets;
+mod guards;
 mod hashed;
 mod inline;
 mod join;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::analyzer::node::Node;
 use crate::plan::expr::Expr;
-use crate::plan::{Aggregate, AggregateFunction, GroupKey, JoinKey, JoinKind, Rel};
+use crate::plan::{AggregateFunction, GroupKey, JoinKey, JoinKind, Rel};
 use crate::row::{Datum, Row, TypeInfo};
 
 use super::Translator;
@@ -56,6 +56,7 @@ impl Translator<'_> {
         if calls_of(&shown).is_none() {
             return Ok(None);
         }
+        let Some((stage, left)) = self.left_keys(target, &equalities)? else { return Ok(None) };
         let shown = rows.place(&shown)?;
         let calls = calls_of(&shown).unwrap_or_default();
         let mut parsed = Vec::with_capacity(calls.len());
@@ -70,22 +71,7 @@ impl Translator<'_> {
         for e in &equalities {
             needed.push(rows.place(&e.right)?);
         }
-        let mut aggregates = Vec::with_capacity(parsed.len());
-        for call in parsed {
-            let mut place = |n: Option<Node>| {
-                n.map(|n| {
-                    needed.push(n);
-                    needed.len() - 1
-                })
-            };
-            let (argument, filter) = (place(call.argument), place(call.filter));
-            aggregates.push(Aggregate { function: call.function, argument, filter, distinct: call.distinct });
-        }
-        let (rows, positions) = self.columns_for(rows, &needed)?;
-        for aggregate in &mut aggregates {
-            aggregate.argument = aggregate.argument.map(|i| positions[i]);
-            aggregate.filter = aggregate.filter.map(|i| positions[i]);
-        }
+        let (rows, positions, aggregates) = self.arguments(rows, &needed, &parsed)?;
         let keys = equalities.len();
         let group: Vec<GroupKey> = positions[..keys]
             .iter()
@@ -101,9 +87,6 @@ impl Translator<'_> {
             .map(|a| matches!(a.function, AggregateFunction::Count | AggregateFunction::CountStar))
             .collect();
         let rel = Rel::Aggregate { input: Box::new(rows.rel), group, aggregates };
-        let named = target.stage.clone().named_left();
-        let nodes = equalities.iter().map(|e| named.place(&e.left)).collect::<Step<Vec<_>>>()?;
-        let (stage, left) = self.columns_for(target.stage.clone(), &nodes)?;
         target.stage = stage;
         let on = left.into_iter().zip(&equalities).enumerate();
         let on = on
