@@ -26,6 +26,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     ('state_limit_mb', 'megabytes', '0', 'state that one stream table may hold in the sidecar''s memory; 0: half of its memory limit'),
     ('join_limit_rows', 'rows', '1000000000', 'rows that the joins of one stream table may make in one step; 0: the default'),
     ('hydrate_rate_mb', 'megabytes', '0', 'MB per second at which a source is read whole, all sources of the sidecar''s pipeline together; 0: as fast as it goes'),
+    ('hydrate_snapshot_hold', 'duration', '1 min', 'how long one snapshot is held before the sources that are left to read get another one'),
     ('sidecar_role', 'internal', null, 'set by `set_sidecar_role`'),
     ('schema_version', 'internal', null, 'set by `pgtrickle init`')
 $$;

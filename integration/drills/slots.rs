@@ -9,6 +9,7 @@ use super::proof::{Before, Expect, PATIENCE, become_equal, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{When, blocking, drill, drill_on};
 use crate::harness::database::SIDECAR;
+use crate::harness::fault::Proxy;
 use crate::harness::wait::{wait_for_value, wait_until};
 
 /// Name of the pipeline's slot.
@@ -334,6 +335,32 @@ async fn the_walsender_is_silent_for_long() {
         let now = scene.db.value("select generation::text from pgtrickle.pgt_pipelines").await;
         assert_eq!(now, generation, "the pipeline started anew");
         assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+    })
+    .await;
+}
+
+/// A proxy that acknowledges everything for a server that never answers: no session ends by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_path_to_the_server_is_frozen() {
+    drill("path-frozen", When::All, async |drill| {
+        let mut scene = Scene::set(drill, &[]).await;
+        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
+        let proxy = Proxy::start(scene.db.port).await;
+        let address = Database { port: proxy.port(), ..scene.db.clone() };
+        let mut sidecar = address.sidecar();
+        sidecar.wait_ready(PATIENCE).await;
+        scene.load.progress(20).await;
+        proxy.freeze();
+        wait_until("the silence to be noticed", PATIENCE * 3, || async {
+            let logs = sidecar.logs();
+            if logs.contains("waits in vain") { Ok(()) } else { Err(logs) }
+        })
+        .await;
+        scene.load.progress(20).await;
+        proxy.heal();
+        scene.load.stop().await;
+        become_equal(&scene.db).await;
+        assert_eq!(sidecar.terminate(PATIENCE).await, Some(0));
     })
     .await;
 }

@@ -10,6 +10,7 @@ use pgtrickle::postgres::cluster::StopMode;
 use super::bad_input::wait_value;
 use super::hazards::Scene;
 use super::snapshots::value;
+use crate::harness::oracle::assert_equal;
 use crate::harness::servers::each;
 use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major, own_cluster, wait_until};
 
@@ -333,6 +334,119 @@ async fn a_stream_table_that_is_dropped_while_it_is_loaded_concerns_no_other() {
             .unwrap();
         scene.check_in_time(&["going", "live"]).await;
         assert_eq!(scene.generation().await, generation, "{}", scene.sidecar.logs());
+    })
+    .await;
+}
+
+/// Reading a source ends in the server as soon as it is given up: nothing of it runs on beside the next attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_given_up_ends_in_the_server() {
+    for_each_major(async |server| {
+        let mut scene = Scene::start(
+            server,
+            "create table large (id int primary key, body text);
+             insert into large select i, repeat('x', 1000) from generate_series(1, 60000) i",
+        )
+        .await;
+        scene
+            .dba
+            .batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '1')")
+            .await
+            .unwrap();
+        scene.run("select pgtrickle.create_stream_table('copied', 'select id, body from large')").await;
+        let reading =
+            "select count(*) from pg_stat_activity where application_name = 'pgtrickle:main:hydrate'
+            and datname = current_database()";
+        wait_value(&scene.dba, reading, "1").await;
+        let at_rest = "select count(*) from pg_stat_activity where application_name like 'pgtrickle:main:%'
+            and datname = current_database() and state <> 'idle'";
+        // At that rate it takes a minute.
+        scene.dba.batch_execute("select pgtrickle.pause(now() + interval '1 hour')").await.unwrap();
+        wait_value(&scene.dba, at_rest, "0").await;
+        assert!(
+            !scene.sidecar.logs().contains("sources loaded sources=1 rows=60000"),
+            "it was read to its end"
+        );
+        scene
+            .dba
+            .batch_execute(
+                "delete from pgtrickle.settings where key = 'hydrate_rate_mb'; select pgtrickle.unpause()",
+            )
+            .await
+            .unwrap();
+        scene.check_in_time(&["copied"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// A snapshot that is held for long keeps VACUUM from its work: the sources that are left get another one. Rows that move
+/// between the sources meanwhile are neither lost nor doubled.
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_behind_several_snapshots_join_at_one_commit() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        for mode in ["auto", "trigger"] {
+            let db = TestDatabase::create(&server).await;
+            db.install();
+            let (app, dba) = (db.as_app().await, db.as_dba().await);
+            app.batch_execute(
+                "create table moved (id int, part int, v int, pad text default repeat('x', 300), primary key (id, part)) partition by list (part);
+                 create table moved_0 partition of moved for values in (0);
+                 create table moved_1 partition of moved for values in (1);
+                 create table moved_2 partition of moved for values in (2);
+                 create table loose (id int, v int);
+                 insert into moved select i, i % 3, i from generate_series(1, 9000) i;
+                 insert into loose select i, i from generate_series(1, 2000) i",
+            )
+            .await
+            .unwrap();
+            dba.batch_execute(
+                "insert into pgtrickle.settings values ('hydrate_snapshot_hold', '0 s'), ('hydrate_rate_mb', '1')",
+            )
+            .await
+            .unwrap();
+            let queries = [
+                ("by_part", "select part, count(*) as n, sum(v) as s from moved group by part", "part, n, s"),
+                ("joined", "select m.id, m.part, m.v, l.v as w, length(m.pad) as p from moved m left join loose l using (id)", "id, part, v, w, p"),
+            ];
+            let mut sidecar = Sidecar::start(&db, &["--cdc-mode", mode]);
+            sidecar.wait_ready(SOON).await;
+            for (name, query, _) in queries {
+                app.execute("select pgtrickle.create_stream_table($1, $2)", &[&name, &query]).await.unwrap();
+            }
+            let writes = AtomicU32::new(0);
+            let reading = async {
+                wait_until("all sources to be read", SOON * 3, || async {
+                    let n = writes.fetch_add(1, Ordering::Relaxed) as i32;
+                    let write = format!(
+                        "begin; update moved set part = (part + 1) % 3, v = v + 1 where id % 50 = {};
+                         delete from loose where id % 97 = {}; insert into loose values ({}, {n}); commit",
+                        n % 50, n % 97, n % 3000
+                    );
+                    app.batch_execute(&write).await.unwrap();
+                    if n % 40 == 20 {
+                        app.batch_execute("begin; truncate loose, moved_1; insert into moved values (0, 1, 7); delete from moved where id = 0; commit").await.unwrap();
+                    }
+                    let active = "select count(*) from pgtrickle.stream_tables_info where status = 'ACTIVE'";
+                    let active = value(&dba, active).await;
+                    if active == "2" { Ok(()) } else { Err(active) }
+                })
+                .await;
+            };
+            reading.await;
+            let logs = sidecar.logs();
+            let loads = logs.matches("sources loaded sources=1 ").count();
+            println!("  {mode}: {} writing transactions during {loads} loads", writes.load(Ordering::Relaxed));
+            assert!(loads >= 4, "not each source behind a snapshot of its own:\n{logs}");
+            let passed: bool =
+                app.query_one("select pgtrickle.wait_for(timeout => '60 s')", &[]).await.unwrap().get(0);
+            assert!(passed);
+            for (name, query, columns) in queries {
+                assert_equal(&app, query, name, columns).await;
+            }
+            assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        }
     })
     .await;
 }

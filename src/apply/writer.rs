@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures_util::future::{try_join, try_join_all};
-use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::batch::Batch;
@@ -23,6 +22,7 @@ use crate::capture::poll::{self, Consumed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
 use crate::plan::ViewId;
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::error;
 
 /// Rows per call of an apply function; more gain nothing and hold more memory in the server.
@@ -89,7 +89,7 @@ type Call<'a> = (Option<&'a [String]>, Option<&'a [String]>);
 
 /// The one session that writes stream tables.
 pub struct Writer {
-    pub(super) client: Client,
+    pub(super) client: SqlSession,
     pub(super) pipeline: String,
     generation: i64,
     pub(super) commit: String,
@@ -103,7 +103,7 @@ pub struct Writer {
 
 impl Writer {
     /// Prepares the session: commits are at least as durable as the server's default.
-    pub async fn new(client: Client, pipeline: &str, generation: i64) -> Result<Writer> {
+    pub async fn new(client: SqlSession, pipeline: &str, generation: i64) -> Result<Writer> {
         // At least as durable as the server's default, and never asynchronous: the frontier would go back in a crash
         // while the slot does not.
         const DURABLE: &str = "select case when s in ('off', 'local') then 'on' else s end
@@ -307,7 +307,7 @@ impl Writer {
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(view, Type::INT8), (version, Type::INT8)];
         self.client.execute_typed(SQL, &parameters).await.map_err(error)?;
         match refresh {
-            Some(refresh) => super::history::finish(&self.client, *refresh, written, None).await,
+            Some(refresh) => super::history::finish(&*self.client, *refresh, written, None).await,
             None => Ok(()),
         }
     }

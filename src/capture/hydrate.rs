@@ -12,6 +12,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use super::source::{SourceSpec, quote};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::Snapshot;
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::error;
 use crate::row::copy::CopyDecoder;
 use crate::row::{Row, TypeClass};
@@ -63,9 +64,18 @@ pub async fn rate(client: &Client, pipeline: &str) -> Result<Option<u64>> {
     Ok(rate.and_then(|rate| u64::try_from(rate).ok()))
 }
 
+/// How long one snapshot may be held before the sources that are left get another one, from the setting
+/// `hydrate_snapshot_hold`.
+pub async fn snapshot_hold(client: &Client, pipeline: &str) -> Result<Duration> {
+    const SQL: &str =
+        "select extract(epoch from pgtrickle._setting_interval('hydrate_snapshot_hold', $1))::double precision";
+    let seconds: f64 = client.query_one(SQL, &[&pipeline]).await.map_err(error)?.get(0);
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
 /// An open boundary: a REPEATABLE READ transaction that holds the sources' locks.
 pub struct Boundary {
-    client: Client,
+    client: SqlSession,
     pub snapshot: Snapshot,
 }
 
@@ -85,7 +95,7 @@ impl From<Error> for Refusal {
 impl Boundary {
     /// Locks the sources and takes the snapshot. Retries lock timeouts until `deadline`, giving way in between.
     pub async fn open(
-        client: Client,
+        client: SqlSession,
         sources: &[SourceSpec],
         deadline: Instant,
     ) -> Result<Boundary, Refusal> {
@@ -144,7 +154,7 @@ impl Boundary {
     }
 
     /// Ends the transaction and returns the session.
-    pub async fn close(self) -> Result<Client> {
+    pub async fn close(self) -> Result<SqlSession> {
         self.client.batch_execute("commit").await.map_err(error)?;
         Ok(self.client)
     }

@@ -59,7 +59,7 @@ pub(super) async fn run(args: ExplainArgs, settings: Settings) -> Result<ExitCod
     let rows = client.query(STREAM_TABLES, &[&found.pipeline]).await.map_err(denied)?;
     let stream_tables: HashMap<u32, StreamTable> =
         rows.iter().map(|r| (r.get(0), StreamTable { view: r.get(1), incremental: r.get(2) })).collect();
-    let analysis = analyze(&mut client, TreeSource::View(view), &stream_tables).await?;
+    let analysis = analyze(&mut *client, TreeSource::View(view), &stream_tables).await?;
     let mut text = describe(&found, &analysis);
     text.push_str(&state(&client, &found).await?);
     super::print(&text);

@@ -17,6 +17,7 @@ use super::Connection;
 use super::status::{denied, installed};
 use crate::config::{Origin, Settings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::Purpose;
 
 /// Properties that `create` and `alter` share; what is absent is the function's default, or stays.
@@ -120,7 +121,7 @@ pub(super) enum Verb {
 
 /// A session like one of the user's own, and what the server remarks in it.
 pub(super) struct Talk {
-    pub(super) client: Client,
+    pub(super) client: SqlSession,
     notices: UnboundedReceiver<DbError>,
 }
 

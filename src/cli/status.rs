@@ -13,6 +13,7 @@ use super::table::{bytes, seconds, text};
 use super::{Connection, table};
 use crate::config::{Origin, Settings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::{Purpose, error};
 
 #[derive(Args)]
@@ -71,7 +72,7 @@ pub(super) async fn run(args: StatusArgs, settings: Settings) -> Result<ExitCode
     };
     let clear = std::io::stdout().is_terminal() && !args.json;
     let stop = super::signals::token(Duration::from_secs(5))?;
-    let mut session: Option<Client> = None;
+    let mut session: Option<SqlSession> = None;
     let mut first = true;
     loop {
         let outcome = async {

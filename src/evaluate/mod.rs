@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
+use tokio_postgres::Statement;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Statement};
 
 use crate::analyzer::verify::work_sql;
 use crate::dataflow::EvaluationRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{GroupBatch, RemoteBatch, RemoteWork, ViewId};
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::row::datum::error_payload;
 use crate::row::record::parse_record;
@@ -97,14 +98,14 @@ async fn answer(
         EvaluationRequest::Rows { view, batch, rows, mut reply } => {
             let results = tokio::select! {
                 results = evaluator.rows_or_again(view, &batch, &rows) => results?,
-                () = reply.unwanted() => return evaluator.end().await.map(|()| (None, answered)),
+                () = reply.unwanted() => return Ok((None, answered)),
             };
             reply.send(results);
         }
         EvaluationRequest::Groups { view, batch, groups, mut reply } => {
             let results = tokio::select! {
                 results = evaluator.groups_or_again(view, &batch, &groups) => results?,
-                () = reply.unwanted() => return evaluator.end().await.map(|()| (None, answered)),
+                () = reply.unwanted() => return Ok((None, answered)),
             };
             reply.send(results);
         }
@@ -136,12 +137,10 @@ fn call(view: ViewId, work: RemoteWork<'_>) -> String {
 struct Evaluator {
     target: Target,
     /// Runs built-in expressions only.
-    client: Client,
+    client: SqlSession,
     statements: HashMap<String, Statement>,
     /// Runs owners' functions.
-    owners: Option<Client>,
-    /// The server's processes behind the sessions.
-    pids: Vec<i32>,
+    owners: Option<SqlSession>,
     limits: Limits,
 }
 
@@ -152,29 +151,25 @@ enum Question {
 }
 
 /// A session whose statements end in time.
-async fn connect(target: &Target, limits: Limits) -> Result<(Client, i32)> {
+async fn connect(target: &Target, limits: Limits) -> Result<SqlSession> {
     let client = target.connect_when_free(Purpose::Evaluate).await?;
     if let Some(timeout) = limits.timeout {
         let set = format!("set statement_timeout = {}", timeout.as_millis());
         client.batch_execute(&set).await.map_err(error)?;
     }
-    let pid = client.query_one("select pg_catalog.pg_backend_pid()", &[]).await.map_err(error)?.get(0);
-    Ok((client, pid))
+    // A function can ignore that its statement is cancelled, not that nobody is there any more. Not on every platform.
+    let checked = client.batch_execute("set client_connection_check_interval = '1s'").await.map_err(error);
+    match checked {
+        Err(e) if e.kind() == ErrorKind::Connection => Err(e),
+        _ => Ok(client),
+    }
 }
 
 impl Evaluator {
     async fn connect(target: &Target, limits: Limits) -> Result<Evaluator> {
-        let (client, pid) = connect(target, limits).await?;
+        let client = connect(target, limits).await?;
         let (target, statements) = (target.clone(), HashMap::new());
-        Ok(Evaluator { target, client, statements, owners: None, pids: vec![pid], limits })
-    }
-
-    /// Ends what the sessions do, which would run on in the server.
-    async fn end(self) -> Result<()> {
-        const END: &str = "select pg_catalog.pg_terminate_backend(p) from pg_catalog.unnest($1::int[]) p";
-        let client = self.target.connect_when_free(Purpose::Tool).await?;
-        client.execute(END, &[&self.pids]).await.map_err(error)?;
-        Ok(())
+        Ok(Evaluator { target, client, statements, owners: None, limits })
     }
 
     /// Somebody may have ended the session alone: then nothing is lost but time. Where the server is gone, so is the next one.
@@ -236,11 +231,8 @@ impl Evaluator {
     async fn question(&mut self, view: ViewId, work: RemoteWork<'_>) -> Result<Question> {
         let sql = call(view, work);
         if work.owner_function().is_some() {
-            if self.owners.as_ref().is_none_or(Client::is_closed) {
-                let (owners, pid) = connect(&self.target, self.limits).await?;
-                self.owners = Some(owners);
-                self.pids.truncate(1);
-                self.pids.push(pid);
+            if self.owners.as_ref().is_none_or(|c| c.is_closed()) {
+                self.owners = Some(connect(&self.target, self.limits).await?);
             }
             return Ok(Question::OfOwner(sql));
         }

@@ -34,8 +34,8 @@ impl Look {
 /// The session at hand, or a new one. It is taken: a look that fails leaves none.
 pub(super) async fn connected(
     target: &Target,
-    session: &mut Option<tokio_postgres::Client>,
-) -> Result<tokio_postgres::Client, String> {
+    session: &mut Option<crate::postgres::session::SqlSession>,
+) -> Result<crate::postgres::session::SqlSession, String> {
     if let Some(client) = session.take() {
         return Ok(client);
     }
@@ -49,7 +49,7 @@ pub(super) async fn look(
     target: &Target,
     pipeline: &str,
     positions: &Positions,
-    session: &mut Option<tokio_postgres::Client>,
+    session: &mut Option<crate::postgres::session::SqlSession>,
 ) -> Result<Arc<Sample>, String> {
     let read = async {
         let client = connected(target, session).await?;

@@ -352,7 +352,7 @@ impl Observed {
         &self,
         key: &Key,
         target: &Target,
-        session: &mut Option<tokio_postgres::Client>,
+        session: &mut Option<crate::postgres::session::SqlSession>,
         until: tokio::time::Instant,
     ) {
         loop {

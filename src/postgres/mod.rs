@@ -7,6 +7,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod fetch;
 pub mod password;
+pub mod session;
 pub mod sessions;
 pub mod store;
 pub mod tls;

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::password::Passwords;
+use super::session::SqlSession;
 use super::tls::{self, Mode, ShownName, Tls};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -42,6 +44,9 @@ pub const PINNED: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
     ("tcp_user_timeout", "60000"),
 ];
+
+/// How long a server may take from the first packet to the end of the login.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The first major version with `transaction_timeout`; older ones refuse a session that names it.
 const TRANSACTION_TIMEOUT: u32 = 17;
@@ -235,8 +240,17 @@ impl Target {
         options
     }
 
-    /// Opens a session. Its connection task ends when the client is dropped.
-    pub async fn connect(&self, purpose: Purpose) -> Result<Client> {
+    /// Opens a session. It ends, with what it does, when it is dropped.
+    pub async fn connect(&self, purpose: Purpose) -> Result<SqlSession> {
+        // The driver bounds only how long the socket takes to open; whoever accepts it may never answer.
+        let opened = tokio::time::timeout(ANSWER, self.open(purpose)).await;
+        opened.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Connection, format!("connecting to {}: no answer", self.describe()))
+                .with_hint("whoever listens there (a proxy?) accepts connections but does not answer"))
+        })
+    }
+
+    async fn open(&self, purpose: Purpose) -> Result<SqlSession> {
         let mut config = self.login()?;
         config
             .application_name(self.application_name(purpose))
@@ -254,12 +268,14 @@ impl Target {
         let (client, version) = match self.tls.mode {
             Mode::Disable => {
                 let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
-                (client, spawn_connection(connection, self.notices.clone()))
+                let (task, version) = spawn_connection(connection, self.notices.clone());
+                (SqlSession::new(client, task, None), version)
             }
             _ => {
                 let tls = MakeRustlsConnect::new(self.tls.client_config(&self.shown)?);
-                let (client, connection) = config.connect(tls).await.map_err(failed)?;
-                (client, spawn_connection(connection, self.notices.clone()))
+                let (client, connection) = config.connect(tls.clone()).await.map_err(failed)?;
+                let (task, version) = spawn_connection(connection, self.notices.clone());
+                (SqlSession::new(client, task, Some(tls)), version)
             }
         };
         if version.is_some_and(|major| major >= TRANSACTION_TIMEOUT)
@@ -273,7 +289,7 @@ impl Target {
 
     /// As [`Target::connect`], for a session beside those that serve: where the server has none to spare (53300) it is
     /// waited for, and what is in memory stays.
-    pub async fn connect_when_free(&self, purpose: Purpose) -> Result<Client> {
+    pub async fn connect_when_free(&self, purpose: Purpose) -> Result<SqlSession> {
         let mut pause = Duration::from_millis(100);
         loop {
             match self.connect(purpose).await {
@@ -294,14 +310,14 @@ impl Target {
 fn spawn_connection<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     notices: Option<UnboundedSender<DbError>>,
-) -> Option<u32>
+) -> (JoinHandle<()>, Option<u32>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let said = connection.parameter("server_version").unwrap_or_default();
     let version = said.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok());
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         loop {
             match std::future::poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notice(notice))) => {
@@ -320,7 +336,7 @@ where
             }
         }
     });
-    version
+    (task, version)
 }
 
 /// Kind of a server error by its SQLSTATE.

@@ -98,9 +98,9 @@ impl Session {
         self.last_event = tokio::time::Instant::now();
     }
 
-    /// Whether the server has been silent for longer than one that rests ever is.
-    pub fn is_silent(&self) -> bool {
-        self.last_event.elapsed() > SILENCE
+    /// For how long the server has been silent, if that is longer than one that rests ever is.
+    pub fn silence(&self) -> Option<Duration> {
+        Some(self.last_event.elapsed()).filter(|silence| *silence > SILENCE)
     }
 
     /// The next event; an error if the stream ended. May be cancelled without losing an event.

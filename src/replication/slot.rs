@@ -49,14 +49,16 @@ pub async fn read(client: &Client, name: &str) -> Result<Option<SlotState>> {
 
 /// Whether a walsender still reads from the slot, though it sends nothing: it decodes a large transaction on tables that are
 /// not published, or what was confirmed already. The server ends one whose client has gone after `wal_sender_timeout`;
-/// where that is off, the moment of our last reply tells (null without the right to see it).
-pub async fn is_being_read(client: &Client, name: &str) -> Result<bool> {
-    const SQL: &str = "select s.active_pid is not null and (
+/// where that is off, the moment of our last reply tells (null without the right to see it). `application`: that of our
+/// replication session.
+pub async fn is_being_read(client: &Client, name: &str, application: &str) -> Result<bool> {
+    const SQL: &str = "select a.application_name = $2 and (
                 (select g.setting::bigint > 0 from pg_catalog.pg_settings g where g.name = 'wal_sender_timeout')
                 or coalesce(r.reply_time > pg_catalog.clock_timestamp() - interval '1 min', false))
         from pg_catalog.pg_replication_slots s
+        join pg_catalog.pg_stat_activity a on a.pid = s.active_pid
         left join pg_catalog.pg_stat_replication r on r.pid = s.active_pid where s.slot_name = $1";
-    let row = client.query_opt(SQL, &[&name]).await.map_err(error)?;
+    let row = client.query_opt(SQL, &[&name, &application]).await.map_err(error)?;
     Ok(row.is_some_and(|row| row.get::<_, Option<bool>>(0).unwrap_or_default()))
 }
 

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::publication;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::replication::{PipelineNames, slot};
 
@@ -49,6 +49,11 @@ pub(super) async fn leave(target: &Target, names: &PipelineNames) -> Result<()> 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     slot::drop_ours(&client, names.slot()).await?;
+    if let Some(holder) = slot::holder(&client, names.slot()).await? {
+        let context = format!("the slot {} is still used by {holder}: it can't be dropped", names.slot());
+        return Err(Error::new(ErrorKind::Connection, context)
+            .with_hint("end that process; the pipeline stays detached"));
+    }
     // Nobody maintains it from here on (hazard B5).
     publication::remove(&client, names.publication()).await?;
     tracing::info!(

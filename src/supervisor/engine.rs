@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
+use super::answering::Known;
 use super::drain::Drain;
 use super::feed::{Flight, Step};
 use super::handover::Handover;
@@ -33,6 +33,7 @@ use crate::capture::poll::Polled;
 use crate::dataflow::{Dataflow, Epoch, InstanceId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgoutput::{Assembler, Event as Assembled, Transaction, widen_xid};
+use crate::postgres::session::SqlSession;
 use crate::replication::StreamEvent;
 
 /// How often the catalog and the request sequence are looked at.
@@ -52,6 +53,8 @@ pub(super) struct Barrier {
     pub reply: Option<oneshot::Sender<Vec<Assigned>>>,
     /// The apply that must have passed: nothing older is under way then.
     pub received: u64,
+    /// The number of applies when one was under way: it may write rows that were kept, at any position.
+    pub applying: Option<u64>,
 }
 
 /// The end of an apply: the session, what came of it, and what it was to write.
@@ -70,7 +73,7 @@ pub(super) struct Engine {
     /// Ends the loop as a shutdown does: the pipeline is detached.
     pub stop: CancellationToken,
     pub lease: Lease,
-    pub control: Client,
+    pub control: SqlSession,
     pub stream: Stream,
     pub writer: Option<Writer>,
     pub dataflow: Dataflow,
@@ -130,6 +133,10 @@ pub(super) struct Engine {
     pub(super) skipping: bool,
     /// How many preparations have begun in this life.
     pub(super) preparations: u64,
+    /// Seconds of silence after which a walsender that seems to work is given up, for the next life, too.
+    pub silence: Arc<AtomicU64>,
+    /// Turns of the loop, for those who watch whether it waits in vain.
+    turns: Arc<AtomicU64>,
 }
 
 /// Microseconds since 2000-01-01 as a time.
@@ -143,7 +150,7 @@ impl Engine {
     pub fn new(
         options: RunOptions,
         lease: Lease,
-        control: Client,
+        control: SqlSession,
         stream: Stream,
         writer: Writer,
         dataflow: Dataflow,
@@ -202,6 +209,8 @@ impl Engine {
             registered: false,
             skipping: false,
             preparations: 0,
+            silence: Arc::default(),
+            turns: Arc::default(),
         })
     }
 
@@ -210,7 +219,9 @@ impl Engine {
         mut self,
         shutdown: &CancellationToken,
         evaluation: JoinHandle<Result<()>>,
+        session: Known,
     ) -> Result<()> {
+        let turns = self.turns.clone();
         let outcome = tokio::select! {
             outcome = self.serve(shutdown) => outcome,
             ended = evaluation => match ended {
@@ -218,6 +229,7 @@ impl Engine {
                 Ok(Err(e)) => Err(e.during("evaluating expressions")),
                 Err(e) => Err(Error::internal("the evaluation service failed").with_source(e)),
             },
+            lost = session.lost(Some(turns)) => Err(lost),
         };
         if let Some(task) = self.preparing.take() {
             task.abort();
@@ -229,6 +241,8 @@ impl Engine {
             Err(error) => {
                 // A server that shuts down waits for this session for ever: let it go at once.
                 self.stream.abort();
+                // It holds the lease: the next life must not meet its own.
+                self.control.end().await;
                 Err(error)
             }
         }
@@ -245,6 +259,7 @@ impl Engine {
                 return Ok(());
             }
             let receive = self.wants_input();
+            self.turns.fetch_add(1, Ordering::Relaxed);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled(), if drain.is_none() => drain = Some(self.begin_drain().await?),
@@ -394,7 +409,8 @@ impl Engine {
         // Not where a keepalive has come: while a large transaction is received, that is reached at its end only, and it
         // may be held up by what is to be loaded.
         let received = if self.stream.is_poll() { self.received } else { self.last_commit };
-        self.barriers.push(Barrier { assigned, reply: Some(reply), received });
+        let applying = self.applying.is_some().then_some(self.watched.applies);
+        self.barriers.push(Barrier { assigned, reply: Some(reply), received, applying });
         Ok(())
     }
 

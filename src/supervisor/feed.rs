@@ -363,9 +363,10 @@ impl Engine {
             && self.pending.is_none()
             && self.applying.is_none()
             && !self.assembler.in_transaction();
-        let frontier = self.frontier;
+        let (frontier, applying, applies) = (self.frontier, self.applying.is_some(), self.watched.applies);
         self.barriers.retain_mut(|barrier| {
-            if !quiet && frontier < barrier.received {
+            let writing = applying && barrier.applying == Some(applies);
+            if writing || !quiet && frontier < barrier.received {
                 return true;
             }
             if let Some(reply) = barrier.reply.take() {

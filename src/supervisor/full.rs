@@ -130,7 +130,7 @@ async fn recompute(
 ) -> Result<Written> {
     let mut client = target.connect_when_free(Purpose::Tool).await?;
     let initiated = if manual { "MANUAL" } else { "SCHEDULER" };
-    let refresh = history::start(&client, view, "FULL", None, initiated).await?;
+    let refresh = history::start(&*client, view, "FULL", None, initiated).await?;
     let outcome = async {
         // One recomputation of a stream table at a time, also across a take-over: the lock comes before the snapshot, so
         // whoever comes second sees what the first has written, and its fence the newer generation.
@@ -162,7 +162,7 @@ async fn recompute(
         // whom the server ends as deadlocked.
         const FREE: &str = "select from pgtrickle.pgt_stream_tables where pgt_id = $1 for no key update nowait";
         client.query_typed(FREE, &[(&view, Type::INT8)]).await.map_err(error)?;
-        store::recomputed(&client, view, next_due(schedule)?.moment()).await?;
+        store::recomputed(&*client, view, next_due(schedule)?.moment()).await?;
         client.batch_execute("commit").await.map_err(error)?;
         Ok(Written { inserted, updated, deleted })
     }
@@ -174,7 +174,7 @@ async fn recompute(
     if let Some(refresh) = refresh {
         let failure = outcome.as_ref().err().map(|e| (e.sqlstate().unwrap_or("XX000"), e.context()));
         let written = outcome.as_ref().ok().copied().unwrap_or_default();
-        history::finish(&client, refresh, written, failure).await?;
+        history::finish(&*client, refresh, written, failure).await?;
     }
     outcome
 }

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::engine::Engine;
 use super::lease::Lease;
-use super::{RunOptions, diagnose};
+use super::{RunOptions, detach, diagnose};
 use crate::catalog::store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::{Purpose, error};
@@ -53,8 +53,16 @@ async fn shed_unattended(options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
-/// Makes the slot. While it waits for transactions that were open before it keeps WAL like any other, and the same policy
-/// gives it up.
+/// Why a slot that waits to be made is given up.
+enum GivenUp {
+    /// It retains so many bytes of WAL.
+    Retains(i64),
+    /// The pipeline is to be left alone.
+    Left,
+}
+
+/// Makes the slot. While it waits for transactions that were open before, it keeps WAL like any other; but nothing is lost
+/// with it, so past the critical threshold it is given up whatever the policy says.
 ///
 /// Errors: those of [`slot::create`]; `ServerSetup` when it is given up.
 pub(super) async fn make_slot(control: &Client, options: &RunOptions, lease: &Lease) -> Result<u64> {
@@ -62,37 +70,53 @@ pub(super) async fn make_slot(control: &Client, options: &RunOptions, lease: &Le
         control.query_one("select pg_catalog.pg_backend_pid()", &[]).await.map_err(error)?.get(0);
     let name = lease.names.slot();
     let mut creation = std::pin::pin!(slot::create(control, name, lease.identity.major));
-    let mut given_up = None;
-    loop {
-        tokio::select! {
-            created = &mut creation => {
-                let (Err(_), Some(retained)) = (&created, given_up) else { return created };
-                return Err(waits_too_long(name, retained));
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        match shed_waiting(options, name, backend).await {
-            Ok(None) => {}
-            Ok(retained) => given_up = retained,
-            Err(e) => tracing::debug!(error = %e.for_logs(), "the slot could not be looked at"),
+    let given_up = tokio::select! {
+        created = &mut creation => return created,
+        given_up = give_up_waiting(options, name, backend) => given_up,
+    };
+    let created = creation.await;
+    if created.is_ok() {
+        return created;
+    }
+    match given_up {
+        GivenUp::Left => Err(Error::new(ErrorKind::Identity, "the pipeline is to be left alone")),
+        GivenUp::Retains(bytes) => {
+            store::shed_slot(control, &options.pipeline).await?;
+            Err(waits_too_long(name, bytes))
         }
     }
 }
 
-/// Cancels the statement of that backend that makes the slot, where the policy gives it up: what it retained, in bytes.
-async fn shed_waiting(options: &RunOptions, name: &str, backend: i32) -> Result<Option<i64>> {
-    const SQL: &str = "select retained from (
-            select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint as retained
-            from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.active_pid = $2) s
-        where pgtrickle._setting('slot_policy', $3) = 'shed'
-          and retained > pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $3)";
+/// Ends when it has cancelled the statement of that backend that makes the slot.
+async fn give_up_waiting(options: &RunOptions, name: &str, backend: i32) -> GivenUp {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A connection can take long to open.
+        match tokio::time::timeout(LOOK * 5, look_at_waiting(options, name, backend)).await {
+            Ok(Ok(None)) | Err(_) => {}
+            Ok(Ok(Some(given_up))) => return given_up,
+            Ok(Err(e)) => tracing::debug!(error = %e.for_logs(), "the slot could not be looked at"),
+        }
+    }
+}
+
+async fn look_at_waiting(options: &RunOptions, name: &str, backend: i32) -> Result<Option<GivenUp>> {
+    const SQL: &str =
+        "select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint,
+            pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $3)
+        from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.active_pid = $2";
     let client = options.target.connect(Purpose::Tool).await?;
     let Some(row) = client.query_opt(SQL, &[&name, &backend, &options.pipeline]).await.map_err(error)? else {
         return Ok(None);
     };
-    store::shed_slot(&client, &options.pipeline).await?;
+    let (retained, critical): (Option<i64>, i64) = (row.get(0), row.get(1));
+    let given_up = match retained.filter(|bytes| *bytes > critical) {
+        Some(bytes) => GivenUp::Retains(bytes),
+        None if detach::absence(&client, &options.pipeline).await?.is_some() => GivenUp::Left,
+        None => return Ok(None),
+    };
     client.execute("select pg_catalog.pg_cancel_backend($1)", &[&backend]).await.map_err(error)?;
-    Ok(Some(row.get(0)))
+    Ok(Some(given_up))
 }
 
 fn waits_too_long(slot: &str, retained: i64) -> Error {
@@ -110,7 +134,7 @@ impl Engine {
     /// Errors: `Identity` when the policy gives the slot up: the next start captures by triggers.
     pub(super) async fn guard_slot(&mut self) -> Result<()> {
         if self.stream.is_poll() {
-            return Ok(());
+            return self.guard_unused_slot().await;
         }
         if diagnose::cdc_mode(&self.control, &self.options).await? == CdcMode::Trigger {
             return Err(Error::new(ErrorKind::Identity, "capture by triggers was asked for"));
@@ -118,25 +142,41 @@ impl Engine {
         if let Some(reason) = slot::counts_as_standby(&self.control).await? {
             return Err(Error::new(ErrorKind::Identity, reason));
         }
-        const SQL: &str =
-            "select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint,
-                pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $2),
-                pgtrickle._setting('slot_policy', $2)
-            from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.restart_lsn is not null";
-        let slot = self.lease.names.slot().to_owned();
-        let Some(row) = self.control.query_opt(SQL, &[&slot, &self.options.pipeline]).await.map_err(error)?
-        else {
-            return Ok(());
-        };
-        let size = |n: usize| row.get::<_, i64>(n).unsigned_abs();
-        let (retained, critical) = (size(0), size(1));
-        let shed = retained > critical && row.get::<_, &str>(2) == "shed";
-        if shed {
+        let Some((retained, policy)) = self.past_critical().await? else { return Ok(()) };
+        if policy == "shed" {
             store::shed_slot(&self.control, &self.options.pipeline).await?;
             let context = format!("the slot retains {} MB of WAL and is given up", retained >> 20);
             return Err(Error::new(ErrorKind::Identity, context));
         }
         Ok(())
+    }
+
+    /// What the slot retains, in bytes, if that is past the critical threshold, and the policy.
+    async fn past_critical(&mut self) -> Result<Option<(u64, String)>> {
+        const SQL: &str = "select w.retained, pgtrickle._setting('slot_policy', $2) from (
+                select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint as retained
+                from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.restart_lsn is not null) w
+            where w.retained > pgtrickle._setting_mb('slot_lag_critical_threshold_mb', $2)";
+        let slot = self.lease.names.slot().to_owned();
+        let row = self.control.query_opt(SQL, &[&slot, &self.options.pipeline]).await.map_err(error)?;
+        Ok(row.map(|row| (row.get::<_, i64>(0).unsigned_abs(), row.get(1))))
+    }
+
+    /// A slot that is ready while triggers still deliver: nothing is lost with it, so it never keeps much WAL. Its walsender
+    /// counts as a standby like any other.
+    async fn guard_unused_slot(&mut self) -> Result<()> {
+        if !self.handover.can_be_given_up() {
+            return Ok(());
+        }
+        let reason = match (slot::counts_as_standby(&self.control).await?, self.past_critical().await?) {
+            (Some(reason), _) => reason,
+            (None, Some((retained, _))) => {
+                store::shed_slot(&self.control, &self.options.pipeline).await?;
+                format!("the slot retains {} MB of WAL before it is used, and is given up", retained >> 20)
+            }
+            (None, None) => return Ok(()),
+        };
+        self.give_up_handover(&reason).await
     }
 
     /// Whether a slot that was given up may be made again.

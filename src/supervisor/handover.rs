@@ -73,6 +73,11 @@ impl Handover {
         }
     }
 
+    /// The slot is ready, and the look that it waits for has not been taken.
+    pub fn can_be_given_up(&self) -> bool {
+        self.ready.is_some() && self.cut.is_none()
+    }
+
     pub fn abort(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -136,9 +141,28 @@ impl Engine {
 
     /// What an attempt that was given up left behind would keep WAL, and make updates fail that have no identity.
     async fn tidy(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.handover.left) {
-            slot::drop_ours(&self.control, self.lease.names.slot()).await?;
+        if self.handover.left {
+            let name = self.lease.names.slot();
+            slot::drop_ours(&self.control, name).await?;
             publication::remove(&self.control, self.lease.names.publication()).await?;
+            // Its walsender may not have ended yet.
+            self.handover.left = slot::read(&self.control, name).await?.is_some();
+        }
+        Ok(())
+    }
+
+    /// The slot that was made ready goes; triggers go on.
+    pub(super) async fn give_up_handover(&mut self, reason: &str) -> Result<()> {
+        if let Some(session) = self.handover.ready.take().and_then(|ready| ready.session) {
+            session.abort();
+        }
+        self.handover.armed = None;
+        self.handover.next = Some(Instant::now() + EVERY);
+        // Dropped by `tidy` once its walsender has ended.
+        self.handover.left = true;
+        self.say(reason);
+        for (_, id) in self.sources.triggered() {
+            note(&self.control, id, Capture::Transitioning, StateEvent::HandoverFailed, Some(reason)).await?;
         }
         Ok(())
     }
@@ -162,7 +186,8 @@ impl Engine {
                 "the slot can be used again; sources that can't be published change to messages",
             )),
             Ok(None) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::Connection => Err(e),
+            // Somebody may have ended the session that made it: that concerns nobody else.
+            Err(e) if e.kind() == ErrorKind::Connection && self.control.is_closed() => Err(e),
             Err(e) => {
                 self.say(e.context());
                 self.handover.next = Some(Instant::now() + SLOWLY);

@@ -52,48 +52,84 @@ pub(super) async fn load(
     let loaded: Vec<u32> = fresh.iter().map(|a| a.spec.oid).collect();
     failed.extend(writers::wait(client, &job.publication, &loaded, &named, job.patience()).await?);
     fresh.retain(|a| !failed.contains_key(&a.spec.oid));
-    let started = Instant::now();
-    let (boundary, total) = loop {
-        let Some(boundary) = open(job, client, &mut fresh, &mut failed).await? else { return Ok(failed) };
+    let hold = hydrate::snapshot_hold(client, &job.capturing.pipeline).await?;
+    let known = Known { before, shapes, members };
+    // One boundary after the other, none held for longer than it takes to read the source at hand: each source counts from
+    // its own snapshot, and all of them from the position that the last one is to pass.
+    while let Some(boundary) = open(job, client, &mut fresh, &mut failed).await? {
         confirm(client, candidates, unconfirmed).await?;
-        let instances = fresh.iter().map(|a| a.instance).collect();
-        job.send(Event::Snapshot { instances, snapshot: boundary.snapshot.clone() })?;
-        match copy(job, client, &boundary, &fresh).await {
-            Ok(rows) => break (boundary, rows),
+        match copy(job, client, &boundary, &fresh, hold).await {
+            Ok(read) => {
+                let rest = fresh.split_off(read.sources);
+                loaded(job, client, boundary, std::mem::replace(&mut fresh, rest), &known, &mut failed).await?;
+                tracing::info!(
+                    sources = read.sources,
+                    rows = read.rows,
+                    seconds = format!("{:.2}", read.started.elapsed().as_secs_f64()),
+                    left = fresh.len(),
+                    "sources loaded"
+                );
+            }
             Err(Refusal { source: Some(oid), error }) => {
                 let name = fresh.iter().find(|a| a.spec.oid == oid).map(|a| a.spec.qualified());
                 tracing::warn!(source = name, error = %error.for_logs(), "a source can't be read; the others go on");
                 fresh.retain(|a| a.spec.oid != oid);
                 failed.insert(oid, error);
+                // Its transaction, and with it the snapshot of the others, is lost: they are read again.
+                drop(boundary);
+                fresh = renew(job, assigned, fresh).await?;
             }
             Err(Refusal { error, .. }) => return Err(error),
         }
-        // Its transaction, and with it the snapshot of the others, is lost: they are read again.
-        drop(boundary);
-        fresh = renew(job, assigned, fresh).await?;
-    };
+    }
+    Ok(failed)
+}
+
+/// What was read of the sources before their boundary.
+struct Known {
+    before: Fingerprints,
+    /// With what columns triggers record, by relation.
+    shapes: BTreeMap<u32, i64>,
+    /// Memberships of the publication, by relation.
+    members: BTreeMap<u32, u32>,
+}
+
+/// What was read behind one boundary: the first `sources` of those that were wanted.
+struct Read {
+    sources: usize,
+    rows: u64,
+    started: Instant,
+}
+
+/// Ends a boundary behind which `fresh` was read.
+async fn loaded(
+    job: &Job,
+    client: &Client,
+    boundary: Boundary,
+    mut fresh: Vec<Assigned>,
+    known: &Known,
+    failed: &mut HashMap<u32, Error>,
+) -> Result<()> {
     let after = fingerprint::read(client, &fresh.iter().map(held).collect::<Vec<_>>()).await?;
     // No lock keeps the label of an enum from being renamed.
     fresh.retain(|a| {
         let oid = a.spec.oid;
-        let same = before.get(&oid).is_some_and(|was| after.get(&oid).is_some_and(|now| !was.differs(now)));
+        let same = known.before.get(&oid).is_some_and(|was| after.get(&oid).is_some_and(|now| !was.differs(now)));
         if !same {
             failed.insert(oid, changed(&a.spec.qualified()));
         }
         same
     });
-    let before: Fingerprints =
-        before.into_iter().filter(|(oid, _)| fresh.iter().any(|a| a.spec.oid == *oid)).collect();
+    let of = |oid: &u32| fresh.iter().any(|a| a.spec.oid == *oid);
+    let fingerprints = known.before.iter().filter(|(oid, _)| of(oid)).map(|(o, f)| (*o, f.clone())).collect();
+    let shapes = known.shapes.iter().filter(|(oid, _)| of(oid)).map(|(o, s)| (*o, *s)).collect();
     boundary.close().await?;
     // A record after the snapshot: no look at change buffers that began before it can have reported this position.
     force_flush(client).await?;
     let until = insert_position(client).await?;
     force_flush(client).await?;
-    let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(sources = fresh.len(), rows = total, seconds = format!("{seconds:.2}"), "sources loaded");
     let instances = fresh.iter().map(|a| a.instance).collect();
-    job.send(Event::Loaded { instances, until, fingerprints: before, shapes, members })?;
-    Ok(failed)
+    job.send(Event::Loaded { instances, until, fingerprints, shapes, members: known.members.clone() })
 }
 
 /// Relation and columns.
@@ -127,15 +163,27 @@ async fn open(
     Ok(None)
 }
 
-/// Reads all sources of the boundary. Returns the number of rows.
-async fn copy(job: &Job, client: &Client, boundary: &Boundary, fresh: &[Assigned]) -> Result<u64, Refusal> {
+/// Reads sources of the boundary, at least one, until it has been held for long.
+async fn copy(
+    job: &Job,
+    client: &Client,
+    boundary: &Boundary,
+    fresh: &[Assigned],
+    hold: Duration,
+) -> Result<Read, Refusal> {
     let mut pace = Pace::new(hydrate::rate(client, &job.capturing.pipeline).await?);
-    let mut total = 0;
+    let mut read = Read { sources: 0, rows: 0, started: Instant::now() };
     for source in fresh {
+        if read.sources > 0 && read.started.elapsed() >= hold {
+            break;
+        }
         let instance = source.instance;
-        total += boundary.copy(&source.spec, &mut pace, |rows| job.loader.load(instance, rows)).await?;
+        let snapshot = boundary.snapshot.clone();
+        job.send(Event::Snapshot { instances: vec![instance], snapshot })?;
+        read.rows += boundary.copy(&source.spec, &mut pace, |rows| job.loader.load(instance, rows)).await?;
+        read.sources += 1;
     }
-    Ok(total)
+    Ok(read)
 }
 
 /// New instances in the place of those whose load was given up, also in `assigned`.

@@ -3,6 +3,7 @@
 //! Invariant: whatever goes wrong ends in one of four ways, by the kind of the error ([`Directive`]): try again, start
 //! from the catalog (a reconcile), take one stream table out, or stop with an exit code.
 
+mod answering;
 mod detach;
 mod diagnose;
 mod drain;
@@ -159,6 +160,8 @@ struct Life {
     served: bool,
     /// Milliseconds that sources were read in this life.
     loading: Arc<AtomicU64>,
+    /// Seconds of silence after which a walsender is given up; 0: as at first.
+    silence: Arc<AtomicU64>,
 }
 
 /// How long to wait before the sources are read again. A few times an hour are free; beyond that reading takes at most a

@@ -83,7 +83,7 @@ impl Engine {
                 // It got children or a subscription just now: what reads it is prepared anew, which sets other triggers.
                 if trigger::needs_other_triggers(&broken) && self.settled && self.preparing.is_none() {
                     let source = self.sources.layout(*oid).map(|l| l.qualified()).unwrap_or_default();
-                    tracing::info!(%source, "it became part of a hierarchy or of a subscription and is read again");
+                    tracing::warn!(%source, "it became part of a hierarchy or of a subscription: what was written through the parent since then was not captured, and comes with reading it again");
                     self.read_again(&[*oid])?;
                     continue;
                 }

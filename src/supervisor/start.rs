@@ -4,6 +4,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::RunOptions;
+use super::answering::Known;
 use super::detach::{self, Absence};
 use super::diagnose::{self, Delivery};
 use super::engine::Engine;
@@ -59,10 +60,20 @@ pub async fn serve(
         lease.before = store::pipeline(&control, &options.pipeline).await?;
     }
     history::close_interrupted(&control, &options.pipeline).await?;
+    let session = Known::of(&control, &options.target).await?;
     // Creating a slot waits for transactions of the whole cluster.
     let plan = tokio::select! {
-        plan = diagnose::prepare(&control, options, &mut lease, distrust) => plan?,
-        () = shutdown.cancelled() => return Ok(End::Stopped),
+        plan = diagnose::prepare(&control, options, &mut lease, distrust) => Some(plan),
+        lost = session.lost(None) => Some(Err(lost)),
+        () = shutdown.cancelled() => None,
+    };
+    let plan = match plan {
+        Some(Ok(plan)) => plan,
+        ended => {
+            // It holds the lease, and may be making a slot.
+            control.end().await;
+            return ended.map_or(Ok(End::Stopped), |plan| plan.map(|_| End::Stopped));
+        }
     };
     let reason = plan.cause.as_deref().unwrap_or(reason);
     let (stream, frontier) = match &plan.delivery {
@@ -105,6 +116,7 @@ pub async fn serve(
         Engine::new(options.clone(), lease, control, stream, writer, dataflow, frontier, near.xmax, reason)?;
     engine.sources.token = token;
     engine.loading = life.loading.clone();
+    engine.silence = life.silence.clone();
     if let Some(megabytes) = store::setting(&engine.control, &options.pipeline, KEPT).await? {
         engine.kept.budget = bytes_of(&megabytes)?;
     }
@@ -114,7 +126,7 @@ pub async fn serve(
     // Cancelled by the shutdown, or by the loop itself when it finds the mark of a detach.
     let stop = shutdown.child_token();
     engine.stop = stop.clone();
-    engine.run(&stop, evaluation).await?;
+    engine.run(&stop, evaluation, session).await?;
     if shutdown.is_cancelled() {
         tracing::info!("stopped");
         return Ok(End::Stopped);

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
 
 use crate::capture::poll::{self, Polled};
 use crate::error::{Error, Result};
+use crate::postgres::session::SqlSession;
 use crate::replication::{Session, StreamEvent};
 
 /// Pause after a look that found something: what comes meanwhile is the next epoch.
@@ -32,8 +32,8 @@ pub(super) enum Arrived {
 
 /// The session that reads the change buffers.
 pub(super) struct Polling {
-    client: Option<Client>,
-    running: Option<JoinHandle<(Client, Result<Polled>)>>,
+    client: Option<SqlSession>,
+    running: Option<JoinHandle<(SqlSession, Result<Polled>)>>,
     next: Instant,
     pause: Duration,
     /// What the last look found is not applied yet: nothing else is read before.
@@ -41,7 +41,7 @@ pub(super) struct Polling {
 }
 
 impl Polling {
-    pub fn new(client: Client) -> Polling {
+    pub fn new(client: SqlSession) -> Polling {
         Polling { client: Some(client), running: None, next: Instant::now(), pause: BUSY, outstanding: false }
     }
 
@@ -125,8 +125,12 @@ impl Stream {
         }
     }
 
-    pub fn is_silent(&self) -> bool {
-        matches!(self, Stream::Slot(session) if session.is_silent())
+    /// For how long the server has been silent, if that says something.
+    pub fn silence(&self) -> Option<Duration> {
+        match self {
+            Stream::Slot(session) => session.silence(),
+            Stream::Poll(_) => None,
+        }
     }
 
     /// An apply is durable: the frontier is acknowledged to the slot; what it `consumed` may be followed by the next look.

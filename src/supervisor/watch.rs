@@ -1,6 +1,7 @@
 //! What the loop looks at regularly: the catalog, requests, fingerprints, its own pulse.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -25,6 +26,8 @@ use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
 use crate::replication::slot;
 
+/// Silence after which a walsender that seems to work is given up at first.
+const SILENCE: Duration = Duration::from_secs(600);
 const CATALOG: Duration = Duration::from_millis(200);
 const FINGERPRINTS: Duration = Duration::from_secs(1);
 /// Following a rename locks the stream table: not in every turn while somebody is in the way.
@@ -108,11 +111,18 @@ impl Engine {
         if !self.wants_input() {
             // It is not asked: its silence says nothing, and the moment it is asked again is not the end of one.
             self.stream.is_not_read();
-        } else if self.stream.is_silent()
-            && !slot::is_being_read(&self.control, self.lease.names.slot()).await?
-        {
-            let silent = Error::new(ErrorKind::Connection, "the server has fallen silent");
-            self.reconnect(silent).await?;
+        } else if let Some(silence) = self.stream.silence() {
+            let name = self.options.target.application_name(Purpose::Replication);
+            let patience = Duration::from_secs(self.silence.load(Ordering::Relaxed)).max(SILENCE);
+            let too_long = silence > patience;
+            if too_long {
+                // If it was decoding all the time, it gets more of it: it begins anew.
+                self.silence.store(patience.as_secs() * 2, Ordering::Relaxed);
+            }
+            if too_long || !slot::is_being_read(&self.control, self.lease.names.slot(), &name).await? {
+                let silent = Error::new(ErrorKind::Connection, "the server has fallen silent");
+                self.reconnect(silent).await?;
+            }
         }
         if self.preparing.as_ref().is_some_and(|task| task.is_finished()) && self.events.is_empty() {
             return Err(Error::internal("a preparation ended without its outcome"));

@@ -189,6 +189,52 @@ async fn a_slot_that_waits_to_be_made_past_the_threshold_is_given_up_too() {
     .await;
 }
 
+/// Whoever leaves takes with him what he waits for: made later, the slot would keep WAL for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_waits_to_be_made_goes_with_a_detach() {
+    const SLOTS: &str = "select count(*) || '' from pg_replication_slots";
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let db = TestDatabase::create(&server).await;
+        db.install();
+        let world = World::new(&db, false).await;
+        let dba = db.as_dba().await;
+        let mut sidecar = Sidecar::start(&db, &["--cdc-mode", "trigger"]);
+        sidecar.wait_ready(SOON).await;
+        world.create().await;
+        world.active().await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        let elsewhere = TestDatabase::create(&server).await;
+        let old = elsewhere.as_dba().await;
+        old.batch_execute("begin; select txid_current()").await.unwrap();
+        // On the way back to the WAL.
+        let mut sidecar = Sidecar::start(&db, &["--cdc-mode", "auto"]);
+        sidecar.wait_ready(SOON).await;
+        becomes(&dba, SLOTS, "1").await;
+        dba.batch_execute("select pgtrickle.detach()").await.unwrap();
+        becomes(&dba, SLOTS, "0").await;
+        dba.batch_execute("select pgtrickle.attach()").await.unwrap();
+        becomes(&dba, SLOTS, "1").await;
+        let writers = world.writers(&db, 2).await;
+        writers.more(50).await;
+        // The session that makes it is ended: another one follows, and nobody starts anew.
+        let generation = "select generation::text from pgtrickle.pgt_pipelines";
+        let before = text(&dba, generation).await;
+        dba.batch_execute("select pg_terminate_backend(active_pid) from pg_replication_slots").await.unwrap();
+        becomes(&dba, SLOTS, "0").await;
+        becomes(&dba, SLOTS, "1").await;
+        old.batch_execute("commit").await.unwrap();
+        becomes(&dba, super::CAPTURE, "wal").await;
+        assert_eq!(text(&dba, generation).await, before, "{}", sidecar.logs());
+        writers.more(50).await;
+        writers.stop().await;
+        world.active().await;
+        world.check().await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
 /// Rows of each change buffer that fulfil a condition.
 async fn rows(client: &tokio_postgres::Client, condition: &str) -> Vec<i64> {
     const BUFFERS: &str = "select oid::regclass::text from pg_class where relnamespace = 'pgtrickle_changes'::regnamespace and relkind = 'r'";

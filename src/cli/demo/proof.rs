@@ -3,12 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio_postgres::{Client, IsolationLevel};
+use tokio_postgres::IsolationLevel;
 use tokio_util::sync::CancellationToken;
 
 use super::views::STREAM_TABLES;
 use super::workload::Shared;
 use crate::error::Result;
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::{Purpose, Target, error};
 
 /// Time between two checks.
@@ -43,7 +44,7 @@ impl Record {
 
 /// Compares one stream table after the other, until `stop`; then all once more when `last_round` says so.
 pub(super) struct Prover {
-    client: Client,
+    client: SqlSession,
     /// One statement per stream table, in their order.
     comparisons: Vec<String>,
 }

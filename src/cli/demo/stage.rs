@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, Config};
+use tokio_postgres::Config;
 
 use super::{DemoArgs, lost_task, say};
 use crate::catalog::migrate;
@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::binaries::{self, PgInstall, SUPPORTED, Search};
 use crate::postgres::cluster::{Cluster, ClusterOptions, tail};
 use crate::postgres::fetch;
+use crate::postgres::session::SqlSession;
 use crate::postgres::sessions::{Purpose, Target, error};
 use crate::postgres::watchdog::Watchdog;
 
@@ -121,7 +122,7 @@ impl Stage {
         Target::new(config, "demo")
     }
 
-    async fn connect(&self, database: &str, user: &str) -> Result<Client> {
+    async fn connect(&self, database: &str, user: &str) -> Result<SqlSession> {
         self.target(database, user).connect(Purpose::Tool).await
     }
 
