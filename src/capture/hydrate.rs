@@ -67,8 +67,7 @@ pub async fn rate(client: &Client, pipeline: &str) -> Result<Option<u64>> {
 /// How long one snapshot may be held before the sources that are left get another one, from the setting
 /// `hydrate_snapshot_hold`.
 pub async fn snapshot_hold(client: &Client, pipeline: &str) -> Result<Duration> {
-    const SQL: &str =
-        "select extract(epoch from pgtrickle._setting_interval('hydrate_snapshot_hold', $1))::double precision";
+    const SQL: &str = "select extract(epoch from pgtrickle._setting_interval('hydrate_snapshot_hold', $1))::double precision";
     let seconds: f64 = client.query_one(SQL, &[&pipeline]).await.map_err(error)?.get(0);
     Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }

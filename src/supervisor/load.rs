@@ -61,7 +61,7 @@ pub(super) async fn load(
         match copy(job, client, &boundary, &fresh, hold).await {
             Ok(read) => {
                 let rest = fresh.split_off(read.sources);
-                loaded(job, client, boundary, std::mem::replace(&mut fresh, rest), &known, &mut failed).await?;
+                end(job, client, boundary, std::mem::replace(&mut fresh, rest), &known, &mut failed).await?;
                 tracing::info!(
                     sources = read.sources,
                     rows = read.rows,
@@ -102,7 +102,7 @@ struct Read {
 }
 
 /// Ends a boundary behind which `fresh` was read.
-async fn loaded(
+async fn end(
     job: &Job,
     client: &Client,
     boundary: Boundary,
@@ -114,7 +114,8 @@ async fn loaded(
     // No lock keeps the label of an enum from being renamed.
     fresh.retain(|a| {
         let oid = a.spec.oid;
-        let same = known.before.get(&oid).is_some_and(|was| after.get(&oid).is_some_and(|now| !was.differs(now)));
+        let same =
+            known.before.get(&oid).is_some_and(|was| after.get(&oid).is_some_and(|now| !was.differs(now)));
         if !same {
             failed.insert(oid, changed(&a.spec.qualified()));
         }
