@@ -20,6 +20,7 @@ use crate::capture::{SourceSpec, publication, writers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
+use crate::row::Row;
 
 /// Loads the fresh instances. Returns the sources that could not be read, with the reason; `unconfirmed` gets the stream
 /// tables whose plans could not be confirmed. In `assigned` an instance is replaced by another when its load was given up
@@ -133,7 +134,11 @@ async fn copy(job: &Job, client: &Client, boundary: &Boundary, fresh: &[Assigned
     let mut total = 0;
     for source in fresh {
         let instance = source.instance;
-        total += boundary.copy(&source.spec, &mut pace, |rows| job.loader.load(instance, rows)).await?;
+        let sink = |rows: Vec<Row>| {
+            job.counters.loaded(rows.len());
+            job.loader.load(instance, rows)
+        };
+        total += boundary.copy(&source.spec, &mut pace, sink).await?;
     }
     Ok(total)
 }
