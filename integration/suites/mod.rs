@@ -14,6 +14,7 @@ mod bad_setup;
 mod bench_smoke;
 mod capture;
 mod cli;
+mod cli_json;
 mod cli_manage;
 mod cluster;
 mod costs;
