@@ -40,6 +40,7 @@ mod locks;
 mod maintenance;
 mod maintenance_commands;
 mod memory;
+mod metrics;
 mod monitoring;
 mod open_transactions;
 mod oracle;

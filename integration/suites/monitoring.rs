@@ -14,7 +14,7 @@ use super::hazards::Scene;
 use super::snapshots::value;
 use crate::harness::database::{connect, printed};
 use crate::harness::servers::{SUPERUSER, Server, each, own_cluster};
-use crate::harness::{SOON, Sidecar, for_each_major, wait_until};
+use crate::harness::{SOON, Sidecar, wait_until};
 
 const RULES: &str = include_str!("../../monitoring/prometheus/rules.yml");
 const DASHBOARD: &str = include_str!("../../monitoring/grafana/dashboards/pgtrickle.json");
@@ -143,39 +143,6 @@ async fn every_metric_that_is_named_anywhere_is_in_a_live_scrape() {
         })
         .await;
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn applies_that_give_way_are_counted_and_what_they_wrote_in_the_end() {
-    for_each_major(async |server| {
-        let http = free_port();
-        let scene = Scene::start_with(
-            server,
-            "create table t (id int primary key, v int not null); insert into t values (1, 1)",
-            &["--http", &format!("127.0.0.1:{http}")],
-        )
-        .await;
-        scene.create("st", "select id, v from t").await;
-        scene.check_in_time(&["st"]).await;
-        assert_eq!(value_of(&get(http, "/metrics").await.unwrap(), "apply_conflicts_total"), 0.0);
-        scene.dba.batch_execute("begin; lock table app.st in access exclusive mode").await.unwrap();
-        scene.run("insert into t select i, i from generate_series(2, 101) i").await;
-        wait_until("an apply to give way", SOON, || async {
-            let text = get(http, "/metrics").await?;
-            let conflicts = value_of(&text, "apply_conflicts_total");
-            if conflicts >= 1.0 { Ok(()) } else { Err(format!("{conflicts}")) }
-        })
-        .await;
-        scene.dba.batch_execute("rollback").await.unwrap();
-        scene.check_in_time(&["st"]).await;
-        // The row that was there at the creation was written by that.
-        wait_until("what was written to be counted", SOON, || async {
-            let rows = value_of(&get(http, "/metrics").await?, "apply_batch_rows_sum");
-            if rows == 100.0 { Ok(()) } else { Err(format!("{rows}")) }
-        })
-        .await;
     })
     .await;
 }
