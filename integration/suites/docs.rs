@@ -1,4 +1,5 @@
-//! The documentation: every `sql` and `sh` block of README.md and docs/ is run, or says why it is not.
+//! The documentation: every `sql` and `sh` block of every page of the repository is run, or says why it is not, and the
+//! tests, benches and fuzz targets that a page names are there.
 //!
 //! Blocks of a page run in order in a database of its own, beside a running sidecar, unless a comment says otherwise:
 //! `<!-- not run: REASON -->` before a block leaves it out; `<!-- may end with: CODE -->` allows that exit code as well as 0; `<!-- as: ROLE -->` runs one block as another role than `app`;
@@ -57,15 +58,29 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Files below `folder` with this ending, but for what was built and what is hidden.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let (mut open, mut found) = (vec![folder.to_owned()], Vec::new());
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("the folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if name.starts_with('.') || name == "target" {
+                continue;
+            }
+            match path.is_dir() {
+                true => open.push(path),
+                false if path.extension().is_some_and(|e| e == ending) => found.push(path),
+                false => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
 fn pages() -> Vec<PathBuf> {
-    let mut pages: Vec<PathBuf> = std::fs::read_dir(root().join("docs"))
-        .expect("docs/")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|e| e == "md"))
-        .collect();
-    pages.push(root().join("README.md"));
-    pages.sort();
-    pages
+    files(root(), "md")
 }
 
 /// Reads a page. Anything that the rules above do not know is an error.
@@ -120,7 +135,7 @@ fn read(text: &str) -> Result<Page, String> {
                 may_end_with: std::mem::take(&mut may_end_with),
                 setup: std::mem::take(&mut setup),
             }),
-            "" | "text" | "toml" | "mermaid" | "json" | "yaml" | "promql" => {}
+            "text" | "toml" | "mermaid" | "json" | "yaml" | "promql" => {}
             other => return Err(format!("line {}: a block of {other:?}", number + 1)),
         }
         (skip, background) = (false, false);
@@ -131,12 +146,16 @@ fn read(text: &str) -> Result<Page, String> {
 #[test]
 fn every_block_of_the_documentation_is_run_or_says_why_not() {
     let mut blocks = 0;
-    for path in pages() {
+    let pages = pages();
+    for wanted in ["README.md", "CONTRIBUTING.md", "docs/cli.md", "deploy/README.md", "fuzz/README.md"] {
+        assert!(pages.contains(&root().join(wanted)), "{wanted} is not among {pages:?}");
+    }
+    for path in pages {
         let text = std::fs::read_to_string(&path).expect("the page");
         let page = read(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         println!(
             "{}: {} blocks run{}, {} left out",
-            path.file_name().expect("a name").to_string_lossy(),
+            path.strip_prefix(root()).expect("inside").display(),
             page.blocks.len(),
             page.run_by.as_ref().map(|test| format!(" by {test}")).unwrap_or_default(),
             page.left_out
@@ -152,6 +171,8 @@ fn a_page_that_breaks_the_rules_is_refused() {
         ("```sql\nselect 1;\n", "line 1: the block is not closed"),
         ("<!-- notrun: because -->\n", "line 1: unknown directive \"notrun: because\""),
         ("```bash\nls\n```\n", "line 1: a block of \"bash\""),
+        // It could hold a command that nobody has looked at.
+        ("```\nls\n```\n", "line 1: a block of \"\""),
     ] {
         assert_eq!(read(page).expect_err(said), said);
     }
@@ -160,6 +181,57 @@ fn a_page_that_breaks_the_rules_is_refused() {
     assert_eq!((page.blocks.len(), page.left_out), (1, 1));
     let Block { role, setup, text, .. } = &page.blocks[0];
     assert_eq!((role.as_str(), setup.as_str(), text.as_str()), ("dba", "select 0;\n", "select 1;\n"));
+}
+
+/// Words after each `mark` of a text, up to what can't be part of a name.
+fn words_after<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
+    let end = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':');
+    text.split(mark).skip(1).map(move |rest| rest.split(end).next().unwrap_or_default())
+}
+
+/// Paths of the integration tests as cargo knows them: `suites::docs::words_after`.
+fn tests() -> Vec<String> {
+    let folder = root().join("integration");
+    let of_file = |file: PathBuf| {
+        let module = file.strip_prefix(&folder).expect("inside").with_extension("");
+        let parts = module.iter().map(|part| part.to_string_lossy().into_owned());
+        let path = parts.filter(|part| part != "mod").collect::<Vec<String>>().join("::");
+        let text = std::fs::read_to_string(file).expect("the file");
+        let functions = words_after(&text, "fn ").map(|name| format!("{path}::{name}"));
+        functions.collect::<Vec<String>>()
+    };
+    files(&folder, "rs").into_iter().flat_map(of_file).collect()
+}
+
+/// What a page says that is to be run with cargo, and is not there.
+fn absent(text: &str, tests: &[String]) -> Vec<String> {
+    let is_target = |manifest: &str, name: &str| {
+        let manifest = std::fs::read_to_string(root().join(manifest)).expect("the manifest");
+        manifest.contains(&format!("name = \"{name}\""))
+    };
+    // A filter may follow, or what ends the command.
+    let filters = words_after(text, "--test integration ").filter(|word| !word.is_empty());
+    let filters = filters.filter(|filter| !tests.iter().any(|test| test.contains(filter)));
+    let benches = words_after(text, "--bench ").filter(|name| !is_target("Cargo.toml", name));
+    let fuzzed = ["fuzz run ", "fuzz run --sanitizer none "].into_iter();
+    let fuzzed = fuzzed.flat_map(|mark| words_after(text, mark)).filter(|name| !name.is_empty());
+    let fuzzed = fuzzed.filter(|name| !is_target("fuzz/Cargo.toml", name));
+    filters.chain(benches).chain(fuzzed).map(str::to_owned).collect()
+}
+
+#[test]
+fn what_a_page_says_to_run_with_cargo_is_there() {
+    let tests = tests();
+    for path in pages() {
+        let absent = absent(&std::fs::read_to_string(&path).expect("the page"), &tests);
+        assert!(absent.is_empty(), "{} names what is not there: {absent:?}", path.display());
+    }
+    let wrong = "cargo test --test integration suites::docks
+        cargo test --test integration -- --nocapture
+        `cargo test --test integration suites::docs`
+        cargo bench --bench decode --bench decoder
+        cargo fuzz run --sanitizer none numeric && cargo fuzz run numerics";
+    assert_eq!(absent(wrong, &tests), ["suites::docks", "decoder", "numerics"]);
 }
 
 /// One page on its server.

@@ -22,6 +22,80 @@ fn findings(output: &Output, id: &str) -> Vec<(String, String, Option<String>)> 
     list.map(|f| (text(&f["severity"]), text(&f["evidence"]), f["fix"].as_str().map(str::to_owned))).collect()
 }
 
+/// Ids of the checks in the order of the table in `docs/monitoring.md`.
+fn documented() -> Vec<String> {
+    let page = include_str!("../../docs/monitoring.md");
+    let (_, table) = page.split_once("| check | what it looks at |").expect("the table of checks");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.split('|').nth(1).expect("a first cell"));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned)).collect()
+}
+
+/// Whatever is found, and by whom.
+#[tokio::test(flavor = "multi_thread")]
+async fn findings_come_in_the_documented_order() {
+    for_each_major(async |server| {
+        let db = TestDatabase::create(server).await;
+        for (installed, role) in [(false, SUPERUSER), (true, SUPERUSER), (true, APP)] {
+            if installed {
+                db.install();
+            }
+            let found: Value = serde_json::from_slice(&doctor(&db, role, &["--json"]).stdout).expect("JSON");
+            let ids = found["findings"].as_array().expect("findings").iter();
+            let mut ids: Vec<&str> = ids.map(|f| f["id"].as_str().expect("an id")).collect();
+            // A check may have several findings, all in its place.
+            ids.dedup();
+            assert_eq!(ids, documented());
+        }
+        let own = doctor(&db, APP, &["--json"]);
+        for id in ["pg.tls", "pg.clock"] {
+            assert_eq!(findings(&own, id)[0].0, "ok", "{id}: {}", printed(&own));
+        }
+        assert!(findings(&own, "pg.tls")[0].1.contains("within this machine"), "{}", printed(&own));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_somebody_has_reduced_is_found_and_mended() {
+    for_each_major(async |server| {
+        if server.major < 15 {
+            println!("PostgreSQL {}: has neither row filters nor column lists", server.major);
+            return;
+        }
+        let db = TestDatabase::create(server).await;
+        db.install();
+        let (app, dba) = (db.as_app().await, db.as_dba().await);
+        app.batch_execute("create table t (id int primary key, v int)").await.unwrap();
+        let mut sidecar = Sidecar::start(&db, &[]);
+        sidecar.wait_ready(SOON).await;
+        app.batch_execute("select pgtrickle.create_stream_table('st', 'select id, v from t')").await.unwrap();
+        let parts = || findings(&doctor(&db, SUPERUSER, &["--json"]), "publication.parts");
+        let publication = wait_until("the table to be published", SOON, || async {
+            let sql = "select pubname::text from pg_publication_tables where tablename = 't'";
+            let row = dba.query_opt(sql, &[]).await.map_err(|e| e.to_string())?;
+            row.map(|row| row.get::<_, String>(0)).ok_or_else(|| "it is not".to_owned())
+        })
+        .await;
+        assert_eq!(parts()[0].0, "ok");
+        // A live sidecar would make it whole within a second.
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        for (way, words) in [
+            ("app.t where (id > 5)", "app.t only in part: it has a row filter"),
+            ("app.t (id)", "it has a column list"),
+            ("app.t (id, v) where (id > 5)", "a row filter and a column list"),
+        ] {
+            dba.batch_execute(&format!("alter publication {publication} set table {way}")).await.unwrap();
+            let found = parts();
+            assert_eq!((found.len(), found[0].0.as_str()), (1, "fail"), "{found:?}");
+            assert!(found[0].1.contains(words), "{found:?}");
+            dba.batch_execute(found[0].2.as_ref().expect("a fix")).await.unwrap();
+            assert_eq!(parts()[0].0, "ok", "{way}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn findings_have_evidence_and_what_mends_them() {
     for_each_major(async |server| {

@@ -36,13 +36,26 @@ fn read(text: &mut &str) -> Shape {
     shape
 }
 
-/// The shape on the page of `command`, for example `status`.
+/// The shape on the page of `command`, for example `status`. A block may begin with several commands.
 fn documented(command: &str) -> Shape {
     let page = include_str!("../../docs/cli.md");
-    let start = format!("```text\npgtrickle {command} --json\n");
-    let (_, rest) = page.split_once(&start).unwrap_or_else(|| panic!("{command} --json is not on the page"));
-    let mut text = rest.split("\n```").next().expect("the block ends");
-    read(&mut text)
+    let said = format!("pgtrickle {command} --json");
+    let block = page.split("```text\n").skip(1).find_map(|block| {
+        let block = block.split("\n```").next()?;
+        let commands = block.lines().take_while(|line| line.starts_with("pgtrickle "));
+        let (mut length, mut found) = (0, false);
+        for line in commands {
+            (length, found) = (length + line.len() + 1, found || line == said);
+        }
+        found.then(|| &block[length..])
+    });
+    read(&mut block.unwrap_or_else(|| panic!("{command} --json is not on the page")))
+}
+
+/// Whether the page has the shape of `command`.
+pub fn is_documented(command: &str) -> bool {
+    let said = format!("\npgtrickle {command} --json\n");
+    include_str!("../../docs/cli.md").contains(&said)
 }
 
 fn compare(place: &str, shape: &Shape, value: &Value) {

@@ -1,5 +1,6 @@
 //! Memory has a limit: what does not fit is recomputed, what comes at once is bounded or read as rows instead.
 
+use super::monitoring::{free_port, get, value_of};
 use crate::harness::database::TestDatabase;
 use crate::harness::oracle::assert_equal;
 use crate::harness::servers::for_each_major;
@@ -84,7 +85,9 @@ async fn a_huge_transaction_and_a_long_backlog_stay_within_the_limit() {
         let (db, app) = prepared(server).await;
         const LIMIT_MB: u64 = 160;
         let limit = format!("{LIMIT_MB}MB");
-        let mut sidecar = Sidecar::start(&db, &["--memory-limit", &limit]);
+        let http = free_port();
+        let address = format!("127.0.0.1:{http}");
+        let mut sidecar = Sidecar::start(&db, &["--memory-limit", &limit, "--http", &address]);
         sidecar.wait_ready(SOON).await;
         app.execute(
             "select pgtrickle.create_stream_table('st', $1, refresh_mode => 'DIFFERENTIAL')",
@@ -127,6 +130,12 @@ async fn a_huge_transaction_and_a_long_backlog_stay_within_the_limit() {
         sidecar.resume();
         fresh().await;
         let peak = peak_mb(sidecar.pid());
+        // It was not taken in at once, and whoever watches is told so.
+        let metrics = get(http, "/metrics").await.unwrap();
+        let held_back = value_of(&metrics, "backpressure_seconds_total");
+        assert!(held_back > 0.0, "{metrics}");
+        assert_eq!(value_of(&metrics, "memory_backpressure_active"), 0.0);
+        println!("PostgreSQL {}: held back for {held_back:.1} s", server.major);
         println!("PostgreSQL {}: peak memory {peak} MB under a limit of {LIMIT_MB} MB", server.major);
         assert!(peak < 2 * LIMIT_MB, "peak memory {peak} MB under a limit of {LIMIT_MB} MB");
     })

@@ -26,7 +26,7 @@ fn folder() -> PathBuf {
 }
 
 /// Body of a GET.
-async fn get(port: u16, path: &str) -> Result<String, String> {
+pub(super) async fn get(port: u16, path: &str) -> Result<String, String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(|e| e.to_string())?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
@@ -36,8 +36,15 @@ async fn get(port: u16, path: &str) -> Result<String, String> {
     if head.contains(" 200 ") { Ok(body.to_owned()) } else { Err(head.to_owned()) }
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The sum of a metric's lines, whatever their labels are.
+pub(super) fn value_of(text: &str, metric: &str) -> f64 {
+    let begin = format!("pgtrickle_{metric}{{");
+    let lines = text.lines().filter(|line| line.starts_with(&begin));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 /// Words that begin with the prefix of our metrics.
@@ -77,6 +84,8 @@ async fn every_metric_that_is_named_anywhere_is_in_a_live_scrape() {
         let server = own_cluster(major, &[("max_slot_wal_keep_size", "1GB"), ("wal_level", "logical")]).await;
         let http = free_port();
         let mut scene = scene(&server, http).await;
+        // Only who has it sees when the server heard from a stream.
+        scene.dba.batch_execute("grant pg_monitor to pgtrickle").await.unwrap();
         // An incident with drift.
         scene.sidecar.kill9();
         drop_slot(&scene).await;
@@ -102,6 +111,23 @@ async fn every_metric_that_is_named_anywhere_is_in_a_live_scrape() {
         })
         .await;
         println!("  {} metrics are named and scraped", wanted.len());
+        wait_until("the numbers of this life", SOON, || async {
+            // Once the slot is back; until then triggers record it.
+            scene.run("update t set v = v + 1 where id = 4").await;
+            let text = get(http, "/metrics").await?;
+            let value = |metric: &str| value_of(&text, metric);
+            let wrong = [
+                // Both sources of the incremental ones were read again, and the two reconciled.
+                (value("hydration_rows_total") < 5.0, "rows that were read"),
+                (value("stream_table_refresh_duration_seconds_count") < 3.0, "recomputations and reconciles"),
+                (value("transaction_changes_count") != value("transactions_total"), "transactions"),
+                (value("transaction_changes_sum") != value("decoded_changes_total"), "their changes"),
+                (value("transaction_changes_sum") < 1.0, "a change"),
+            ];
+            let wrong: Vec<&str> = wrong.iter().filter(|(wrong, _)| *wrong).map(|(_, what)| *what).collect();
+            if wrong.is_empty() { Ok(()) } else { Err(format!("{wrong:?}: {text}")) }
+        })
+        .await;
         assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
         // By triggers alone.
         let mut sidecar =

@@ -257,6 +257,10 @@ async fn a_whole_run_with_verify_full_and_a_client_certificate_encrypts_every_se
         assert!(!seen.contains("false"), "{seen}");
         let status = pgtrickle(&["status", "--database-url", &url]);
         assert!(status.status.success() && printed(&status).contains("app.t"), "{}", printed(&status));
+        let doctor = printed(&pgtrickle(&["doctor", "--database-url", &url]));
+        let told = doctor.lines().find(|line| line.contains(" pg.tls ")).unwrap_or_else(|| panic!("{doctor}"));
+        assert!(told.starts_with("ok") && told.contains("encrypted (TLSv1."), "{told}");
+        assert!(told.contains("verify-full: the server's certificate and name are checked"), "{told}");
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
     })
     .await;

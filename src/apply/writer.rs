@@ -64,6 +64,8 @@ pub struct Applied {
     pub skipped: Vec<ViewId>,
     /// Nothing was written: children of a source came or went.
     pub moved: bool,
+    /// Attempts before it that gave way to a lock, a deadlock or a serialization failure.
+    pub conflicts: u64,
 }
 
 impl Applied {
@@ -141,9 +143,10 @@ impl Writer {
         flush_history: bool,
     ) -> Result<Applied> {
         self.prepare(batches).await?;
-        let mut pause = Duration::from_millis(1);
+        let (mut pause, mut conflicts) = (Duration::from_millis(1), 0);
         loop {
             let attempt = self.attempt(progress, batches, notes, flush_history).await;
+            conflicts += u64::from(attempt.as_ref().is_err_and(|e| e.kind() == ErrorKind::Contention));
             let outcome = match attempt {
                 Err(e) if e.kind() != ErrorKind::Connection && e.kind() != ErrorKind::LeaseHeld => {
                     self.rollback().await?;
@@ -153,7 +156,7 @@ impl Writer {
                 other => other,
             };
             match outcome {
-                Ok(Some(applied)) if !applied.moved => return Ok(applied),
+                Ok(Some(applied)) if !applied.moved => return Ok(Applied { conflicts, ..applied }),
                 Ok(Some(moved)) => {
                     self.rollback().await?;
                     return Ok(moved);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::json;
 use tokio_postgres::Client;
 
 use super::Connection;
@@ -20,12 +21,18 @@ pub(super) struct DetachArgs {
     /// How long to wait for the sidecar's end
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
 pub(super) struct AttachArgs {
     #[command(flatten)]
     pub(super) connection: Connection,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -41,6 +48,9 @@ pub(super) struct PauseArgs {
     /// How long to wait for the sidecar to leave
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Marks the pipeline and waits until the sidecar has closed its sessions.
@@ -63,16 +73,14 @@ pub(super) async fn pause(args: PauseArgs, settings: Settings) -> Result<ExitCod
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    super::print(&format!("{said}\n"));
-    Ok(ExitCode::SUCCESS)
+    tell(&client, pipeline, &said, args.json).await
 }
 
-pub(super) async fn unpause(_: AttachArgs, settings: Settings) -> Result<ExitCode> {
+pub(super) async fn unpause(args: AttachArgs, settings: Settings) -> Result<ExitCode> {
     let client = settings.target.connect(Purpose::Tool).await?;
     installed(&client).await?;
     let said = call(&client, "select pgtrickle.unpause(pipeline => $1)", &[&settings.pipeline.value]).await?;
-    super::print(&format!("{said}\n"));
-    Ok(ExitCode::SUCCESS)
+    tell(&client, &settings.pipeline.value, &said, args.json).await
 }
 
 /// Marks the pipeline, waits until the sidecar has gone, and drops the slot if it has not.
@@ -87,17 +95,27 @@ pub(super) async fn detach(args: DetachArgs, settings: Settings) -> Result<ExitC
         let said = call(&client, SQL, &[&settings.pipeline.value, &left]).await?;
         // The first call may only leave the mark; the second waits.
         if !said.starts_with("detaching") || Instant::now() > deadline {
-            super::print(&format!("{said}\n"));
-            return Ok(ExitCode::SUCCESS);
+            return tell(&client, &settings.pipeline.value, &said, args.json).await;
         }
     }
 }
 
-pub(super) async fn attach(_: AttachArgs, settings: Settings) -> Result<ExitCode> {
+pub(super) async fn attach(args: AttachArgs, settings: Settings) -> Result<ExitCode> {
     let client = settings.target.connect(Purpose::Tool).await?;
     installed(&client).await?;
     let said = call(&client, "select pgtrickle.attach(pipeline => $1)", &[&settings.pipeline.value]).await?;
-    super::print(&format!("{said}\n"));
+    tell(&client, &settings.pipeline.value, &said, args.json).await
+}
+
+/// What the function said; as JSON with what the pipeline is at this moment.
+async fn tell(client: &Client, pipeline: &str, said: &str, json: bool) -> Result<ExitCode> {
+    const STATUS: &str = "select status from pgtrickle.pipelines_info where pipeline = $1";
+    if json {
+        let status: String = client.query_one(STATUS, &[&pipeline]).await.map_err(denied)?.get(0);
+        super::print_json(&json!({"pipeline": pipeline, "status": status, "message": said}));
+    } else {
+        super::print(&format!("{said}\n"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::Connection;
 use super::status::{denied, installed};
+use super::table::{bytes, text};
 use crate::analyzer::facts::StreamTable;
 use crate::analyzer::{Analysis, SourceFacts, TreeSource, analyze};
 use crate::config::Settings;
@@ -21,6 +23,9 @@ pub(super) struct ExplainArgs {
     pub(super) connection: Connection,
     /// Name of the stream table: schema.name, or name where only one schema has it
     name: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 const FIND: &str = "
@@ -60,9 +65,11 @@ pub(super) async fn run(args: ExplainArgs, settings: Settings) -> Result<ExitCod
     let stream_tables: HashMap<u32, StreamTable> =
         rows.iter().map(|r| (r.get(0), StreamTable { view: r.get(1), incremental: r.get(2) })).collect();
     let analysis = analyze(&mut *client, TreeSource::View(view), &stream_tables).await?;
-    let mut text = describe(&found, &analysis);
-    text.push_str(&state(&client, &found).await?);
-    super::print(&text);
+    let state = state(&client, &found).await?;
+    match args.json {
+        true => super::print_json(&as_json(&found, &analysis, &state)),
+        false => super::print(&(describe(&found, &analysis) + &describe_state(&state))),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -102,9 +109,9 @@ fn describe(found: &Found, analysis: &Analysis) -> String {
     }
     out.push_str(&format!("mode: {} (requested: {})\n", found.mode, found.requested));
     let lines = [("reason", &found.reason), ("last error", &found.error)];
-    for (label, text) in lines {
-        if let Some(text) = text {
-            out.push_str(&format!("{label}: {text}\n"));
+    for (label, said) in lines {
+        if let Some(said) = said {
+            out.push_str(&format!("{label}: {said}\n"));
         }
     }
     let key = found.key.as_ref().map_or_else(|| "row id".to_owned(), |key| key.join(", "));
@@ -131,29 +138,72 @@ fn describe(found: &Found, analysis: &Analysis) -> String {
 }
 
 /// What the live sidecar holds for it, as it said last.
-async fn state(client: &Client, found: &Found) -> Result<String> {
-    const SQL: &str = "select format('  %s: %s: %s rows, %s%s', operator, part, rows, pg_size_pretty(bytes),
-            case when shared then ' (shared)' else '' end)
+async fn state(client: &Client, found: &Found) -> Result<Vec<Value>> {
+    const SQL: &str =
+        "select json_build_object('operator', o.operator, 'part', o.part, 'rows', o.rows, 'bytes', o.bytes,
+                                                'shared', o.shared)
         from pgtrickle.pgt_operator_state o join pgtrickle.stream_tables_info i on i.pgt_id = o.pgt_id
         where i.pgt_schema || '.' || i.pgt_name = $1 order by o.position";
     let rows = client.query(SQL, &[&found.name]).await.map_err(denied)?;
-    let lines = rows.iter().map(|row| format!("{}\n", row.get::<_, String>(0)));
-    Ok(match rows.is_empty() {
-        true => String::new(),
-        false => format!("state, as the sidecar said last:\n{}", lines.collect::<String>()),
-    })
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn describe_state(state: &[Value]) -> String {
+    let line = |s: &Value| {
+        let shared = if s["shared"] == Value::Bool(true) { " (shared)" } else { "" };
+        let (operator, part, rows) = (text(&s["operator"]), text(&s["part"]), text(&s["rows"]));
+        format!("  {operator}: {part}: {rows} rows, {}{shared}\n", bytes(&s["bytes"]))
+    };
+    match state {
+        [] => String::new(),
+        state => format!("state, as the sidecar said last:\n{}", state.iter().map(line).collect::<String>()),
+    }
+}
+
+fn as_json(found: &Found, analysis: &Analysis, state: &[Value]) -> Value {
+    let source = |source: &SourceFacts| {
+        let identity = identity(source);
+        json!({"source": format!("{}.{}", source.schema, source.name), "columns": names(source, &source.attributes),
+               "replica_identity": identity.0, "identity_columns": identity.1})
+    };
+    let sources: Vec<Value> = analysis.sources.iter().map(source).collect();
+    let (plan, refusal) = match &analysis.plan {
+        Ok(plan) => {
+            let plan = explain(plan, &analysis.names());
+            (plan.lines().map(str::to_owned).collect(), None)
+        }
+        Err(refusal) => {
+            let refusal = json!({"code": refusal.code, "reason": refusal.reason, "hint": refusal.hint});
+            (Vec::<String>::new(), Some(refusal))
+        }
+    };
+    json!({"stream_table": found.name, "pipeline": found.pipeline, "status": found.status, "refresh_mode": found.mode,
+           "requested_refresh_mode": found.requested, "refresh_reason": found.reason,
+           "last_error_message": found.error, "stored_key": found.key, "sources": sources, "plan": plan,
+           "refusal": refusal, "state": state})
+}
+
+/// Columns by their numbers.
+fn names(source: &SourceFacts, numbers: &[i16]) -> Vec<String> {
+    let name = |n: &i16| source.columns.iter().find(|c| c.attnum == *n).map(|c| c.name.clone());
+    numbers.iter().filter_map(name).collect()
+}
+
+/// What identifies a row in the log: everything, nothing, or these columns.
+fn identity(source: &SourceFacts) -> (&'static str, Vec<String>) {
+    match source.replica_identity {
+        'f' => ("full", Vec::new()),
+        _ if source.identity.is_empty() => ("none", Vec::new()),
+        _ => ("columns", names(source, &source.identity)),
+    }
 }
 
 /// Name, columns that are read, and what identifies a row in the log.
 fn describe_source(source: &SourceFacts) -> String {
-    let names = |numbers: &[i16]| {
-        let name = |n: &i16| source.columns.iter().find(|c| c.attnum == *n).map(|c| c.name.clone());
-        numbers.iter().filter_map(name).collect::<Vec<_>>().join(", ")
+    let identity = match identity(source) {
+        ("columns", columns) => columns.join(", "),
+        (kind, _) => kind.to_owned(),
     };
-    let identity = match source.replica_identity {
-        'f' => "full".to_owned(),
-        _ if source.identity.is_empty() => "none".to_owned(),
-        _ => names(&source.identity),
-    };
-    format!("{}.{} ({}), replica identity: {identity}", source.schema, source.name, names(&source.attributes))
+    let columns = names(source, &source.attributes).join(", ");
+    format!("{}.{} ({columns}), replica identity: {identity}", source.schema, source.name)
 }

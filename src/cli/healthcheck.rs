@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustls::pki_types::ServerName;
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -35,6 +36,9 @@ pub(super) struct HealthcheckArgs {
     /// How long to wait for the answer
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=300))]
     timeout: u32,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// `certificate`: the configuration says that HTTPS is served.
@@ -58,17 +62,28 @@ pub(super) async fn run(
         Ok(answer) => answer,
         Err(_) => Err(format!("no answer within {} s", args.timeout)),
     };
+    let url = format!("{scheme}://{address}{path}");
+    if args.json {
+        let (status, body) = match &answer {
+            Ok((status, body)) => (Some(*status), Some(body.trim_end())),
+            Err(_) => (None, None),
+        };
+        let healthy = status == Some(200);
+        super::print_json(&json!({"url": url, "healthy": healthy, "http_status": status, "answer": body,
+                                  "error": answer.as_ref().err()}));
+        return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) });
+    }
     match answer {
         Ok((200, body)) => {
             super::print(&format!("{}\n", body.trim_end()));
             Ok(ExitCode::SUCCESS)
         }
         Ok((status, body)) => {
-            eprintln!("unhealthy: {scheme}://{address}{path} answered {status}: {}", body.trim_end());
+            eprintln!("unhealthy: {url} answered {status}: {}", body.trim_end());
             Ok(ExitCode::from(super::FAILED))
         }
         Err(why) => {
-            eprintln!("unhealthy: {scheme}://{address}{path}: {why}");
+            eprintln!("unhealthy: {url}: {why}");
             Ok(ExitCode::from(super::FAILED))
         }
     }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::json;
 
 use super::Connection;
 use crate::catalog::migrate;
@@ -26,6 +27,9 @@ pub(super) struct InitArgs {
     /// Role that may create stream tables; may be given several times
     #[arg(long, value_name = "ROLE")]
     grant_to: Vec<String>,
+    /// One JSON object
+    #[arg(long, conflicts_with = "print")]
+    json: bool,
 }
 
 impl InitArgs {
@@ -46,6 +50,11 @@ pub(super) async fn run(args: InitArgs, settings: Settings) -> Result<ExitCode> 
     let mut client = settings.target.connect(Purpose::Tool).await?;
     let report = migrate::migrate(&mut client, &args.options()).await?;
     let place = settings.target.describe();
+    if args.json {
+        super::print_json(&json!({"database": place, "applied": report.applied,
+                                  "sidecar_role": args.sidecar_role, "granted_to": args.grant_to}));
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut said = match report.applied.len() {
         0 => format!("the schema in {place} is up to date\n"),
         files => format!("the schema in {place} was installed or upgraded ({files} files)\n"),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::error::DbError;
 use tokio_postgres::types::ToSql;
@@ -62,6 +63,9 @@ pub(super) struct CreateArgs {
     /// Leave an existing one as it is
     #[arg(long, conflicts_with = "state_limit_mb")]
     if_not_exists: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -84,6 +88,9 @@ pub(super) struct AlterArgs {
     /// The pipeline that maintains it from now on
     #[arg(long, value_name = "PIPELINE")]
     move_to: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -96,6 +103,9 @@ pub(super) struct DropArgs {
     /// Drop what reads them too: stream tables and views
     #[arg(long)]
     cascade: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -108,6 +118,9 @@ pub(super) struct NamedArgs {
     /// Every stream table of this role
     #[arg(long)]
     all: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// What [`named`] does with each.
@@ -227,8 +240,7 @@ pub(super) async fn create(args: CreateArgs, settings: Settings) -> Result<ExitC
         talk.limit(&args.name, p.state_limit_mb).await
     })
     .await?;
-    super::print(&told(&talk.client, &args.name, "created").await?);
-    Ok(ExitCode::SUCCESS)
+    tell(&talk.client, &args.name, "created", args.json).await
 }
 
 pub(super) async fn alter(args: AlterArgs, settings: Settings) -> Result<ExitCode> {
@@ -259,17 +271,53 @@ pub(super) async fn alter(args: AlterArgs, settings: Settings) -> Result<ExitCod
         Ok(())
     })
     .await?;
-    super::print(&told(&talk.client, &args.name, "altered").await?);
-    Ok(ExitCode::SUCCESS)
+    tell(&talk.client, &args.name, "altered", args.json).await
 }
 
 pub(super) async fn drop(args: DropArgs, settings: Settings) -> Result<ExitCode> {
     let mut talk = Talk::start(&settings).await?;
-    for name in &args.names {
-        talk.call("select pgtrickle.drop_stream_table($1, $2)", &[name, &args.cascade]).await?;
-        super::print(&format!("{name}: dropped\n"));
+    let mut report = Report::new(args.json);
+    let outcome = async {
+        for name in &args.names {
+            talk.call("select pgtrickle.drop_stream_table($1, $2)", &[name, &args.cascade]).await?;
+            report.note(name, "dropped", None);
+        }
+        Ok(ExitCode::SUCCESS)
+    };
+    let outcome = outcome.await;
+    report.end();
+    outcome
+}
+
+/// What was done with each of several stream tables: a line at once, or one JSON object at the end.
+struct Report {
+    json: bool,
+    done: Vec<Value>,
+}
+
+impl Report {
+    fn new(json: bool) -> Report {
+        Report { json, done: Vec::new() }
     }
-    Ok(ExitCode::SUCCESS)
+
+    /// `message`: what the function itself said about it.
+    fn note(&mut self, name: &str, done: &str, message: Option<String>) {
+        if self.json {
+            self.done.push(json!({"stream_table": name, "done": done, "message": message}));
+            return;
+        }
+        match message {
+            Some(message) => super::print(&format!("{message}\n")),
+            None => super::print(&format!("{name}: {done}\n")),
+        }
+    }
+
+    /// Also after a refusal: what was done before it stays done.
+    fn end(self) {
+        if self.json {
+            super::print_json(&json!({ "stream_tables": self.done }));
+        }
+    }
 }
 
 /// The verb on each named stream table. The first refusal ends it: what was done before stays done.
@@ -278,17 +326,20 @@ pub(super) async fn named(verb: Verb, args: NamedArgs, settings: Settings) -> Re
         Verb::Refresh => ("select pgtrickle.refresh_stream_table($1)", "refreshed"),
         Verb::Suspend => ("select pgtrickle.suspend_stream_table($1)", "suspended"),
         Verb::Resume => ("select pgtrickle.resume_stream_table($1)", "resumed"),
-        Verb::Repair => ("select pgtrickle.repair_stream_table($1)", ""),
+        Verb::Repair => ("select pgtrickle.repair_stream_table($1)", "repaired"),
     };
     let mut talk = Talk::start(&settings).await?;
-    for name in names(&talk.client, &args.names, args.all, verb).await? {
-        let said = talk.call(sql, &[&name]).await.map_err(|e| e.during(&name))?;
-        match (verb, said) {
-            (Verb::Repair, Some(said)) => super::print(&format!("{said}\n")),
-            _ => super::print(&format!("{name}: {done}\n")),
+    let mut report = Report::new(args.json);
+    let outcome = async {
+        for name in names(&talk.client, &args.names, args.all, verb).await? {
+            let said = talk.call(sql, &[&name]).await.map_err(|e| e.during(&name))?;
+            report.note(&name, done, said.filter(|_| verb == Verb::Repair));
         }
-    }
-    Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::SUCCESS)
+    };
+    let outcome = outcome.await;
+    report.end();
+    outcome
 }
 
 /// The names given, or all of the caller's that the verb applies to.
@@ -307,15 +358,23 @@ async fn names(client: &Client, named: &[String], all: bool, verb: Verb) -> Resu
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// `app.sums: created, DIFFERENTIAL` or `..., FULL (reason)`.
-async fn told(client: &Client, name: &str, done: &str) -> Result<String> {
+/// `app.sums: created, DIFFERENTIAL` or `..., FULL (reason)`, or the same as JSON.
+async fn tell(client: &Client, name: &str, done: &str, json: bool) -> Result<ExitCode> {
     const SQL: &str = "
-        select i.pgt_schema || '.' || i.pgt_name || ': ' || $2 || ', ' || i.refresh_mode
-               || coalesce(' (' || i.refresh_reason || ')', '')
+        select pg_catalog.format('%I.%I', i.pgt_schema, i.pgt_name), i.status, i.refresh_mode, i.refresh_reason
           from pgtrickle.stream_tables_info i
          where i.pgt_id = pgtrickle._find($1, pg_catalog.current_setting('search_path'), true)";
-    let row = client.query_one(SQL, &[&name, &done]).await.map_err(denied)?;
-    Ok(format!("{}\n", row.get::<_, String>(0)))
+    let row = client.query_one(SQL, &[&name]).await.map_err(denied)?;
+    let (name, status, mode): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let reason: Option<String> = row.get(3);
+    if json {
+        super::print_json(&json!({"stream_table": name, "done": done, "status": status,
+                                  "refresh_mode": mode, "refresh_reason": reason}));
+    } else {
+        let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+        super::print(&format!("{name}: {done}, {mode}{reason}\n"));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The pipeline, if somebody has named one.

@@ -137,7 +137,11 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Show the version
-    Version,
+    Version {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -236,8 +240,12 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Ok(settings)
     };
     match cli.command {
-        Command::Version => {
-            print(&format!("pgtrickle {}\n", env!("CARGO_PKG_VERSION")));
+        Command::Version { json } => {
+            let version = env!("CARGO_PKG_VERSION");
+            match json {
+                true => print_json(&serde_json::json!({ "version": version })),
+                false => print(&format!("pgtrickle {version}\n")),
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
@@ -332,9 +340,10 @@ impl Command {
                 let config_check::ConfigCommand::Check(args) = &args.command;
                 &args.connection
             }
-            Command::Demo(_) | Command::Healthcheck(_) | Command::Completions { .. } | Command::Version => {
-                return None;
-            }
+            Command::Demo(_)
+            | Command::Healthcheck(_)
+            | Command::Completions { .. }
+            | Command::Version { .. } => return None,
         })
     }
 }
@@ -384,6 +393,11 @@ fn on_runtime(workers: usize, command: impl Future<Output = Result<ExitCode>>) -
 /// Writes to standard output what holds names and messages of others.
 fn print(text: &str) {
     print_as_it_is(&text::printable(text));
+}
+
+/// One JSON value, for programs.
+fn print_json(value: &serde_json::Value) {
+    print(&format!("{value:#}\n"));
 }
 
 /// The same for scripts, and for what commands the terminal on purpose. A reader that went away (`| head`) is no error.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::manage::{Talk, detailed};
@@ -51,6 +51,9 @@ enum Verb {
         /// A setting of its own, which wins over that of the database
         #[arg(long = "set", value_name = "KEY=VALUE")]
         settings: Vec<String>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Drop a pipeline with its slot; its sidecar is made to leave first
     Drop {
@@ -63,6 +66,9 @@ enum Verb {
         /// How long to wait for the sidecar's end
         #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u32).range(1..))]
         timeout: u32,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Move stream tables to another pipeline; no change is lost and their rows stay
     Move {
@@ -77,6 +83,9 @@ enum Verb {
         /// Move the stream tables that read them, too
         #[arg(long)]
         cascade: bool,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -108,20 +117,28 @@ pub(super) async fn run(args: PipelinesArgs, settings: Settings) -> Result<ExitC
             let all = all(&client).await?;
             super::print(&if json { format!("{all:#}\n") } else { listed(&all) });
         }
-        Some(Verb::Create { name, roles, settings: set, .. }) => {
+        Some(Verb::Create { name, roles, settings: set, json, .. }) => {
             let own = own_settings(&set)?;
             let mut talk = Talk::start(&settings).await?;
             let sql = "select pgtrickle.create_pipeline($1, roles => $2::text[]::name[], settings => $3)";
             talk.call(sql, &[&name, &roles, &own]).await?;
-            super::print(&format!("{name}: created; serve it: pgtrickle run --pipeline {name}\n"));
+            match json || args.json {
+                true => super::print_json(&json!({"pipeline": name, "done": "created"})),
+                false => {
+                    super::print(&format!("{name}: created; serve it: pgtrickle run --pipeline {name}\n"))
+                }
+            }
         }
-        Some(Verb::Drop { name, cascade, timeout, .. }) => {
+        Some(Verb::Drop { name, cascade, timeout, json, .. }) => {
             drop(&settings, &name, cascade, Duration::from_secs(u64::from(timeout))).await?;
-            super::print(&format!("{name}: dropped\n"));
+            match json || args.json {
+                true => super::print_json(&json!({"pipeline": name, "done": "dropped"})),
+                false => super::print(&format!("{name}: dropped\n")),
+            }
         }
-        Some(Verb::Move { names, to, cascade, .. }) => {
+        Some(Verb::Move { names, to, cascade, json, .. }) => {
             let mut talk = Talk::start(&settings).await?;
-            let mut said = String::new();
+            let (mut said, mut done) = (String::new(), Vec::new());
             // What belongs together never stands in two pipelines in between.
             let all = async |talk: &mut Talk| {
                 for name in &names {
@@ -129,11 +146,15 @@ pub(super) async fn run(args: PipelinesArgs, settings: Settings) -> Result<ExitC
                     let moved = talk.call(sql, &[name, &to, &cascade]).await.map_err(|e| e.during(name))?;
                     let moved = moved.unwrap_or_default();
                     said.push_str(&format!("{name}: {moved} stream tables moved to pipeline {to}\n"));
+                    done.push(json!({"stream_table": name, "moved": moved.parse::<i64>().ok()}));
                 }
                 Ok(())
             };
             talk.at_once(names.len() > 1, all).await?;
-            super::print(&said);
+            match json || args.json {
+                true => super::print_json(&json!({"pipeline": to, "stream_tables": done})),
+                false => super::print(&said),
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -227,7 +248,6 @@ async fn drop(settings: &Settings, name: &str, cascade: bool, patience: Duration
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_list_shows_who_is_served_and_what_arrives() {

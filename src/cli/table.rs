@@ -1,19 +1,30 @@
 //! Tables and numbers for people.
 
+use std::io::IsTerminal;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use super::text::one_line;
 
-/// Rows under a header, as wide as the terminal at most.
+/// Rows under a header, as wide as the terminal at most. Elsewhere there are no lines in between and a row is one line
+/// however long it is, for `grep` and its like.
 pub(super) fn render(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    drawn(header, rows, std::io::stdout().is_terminal())
+}
+
+fn drawn(header: &[&str], rows: impl Iterator<Item = Vec<String>>, terminal: bool) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    let (style, arrangement) = match terminal {
+        true => (presets::UTF8_HORIZONTAL_ONLY, ContentArrangement::Dynamic),
+        false => (presets::NOTHING, ContentArrangement::Disabled),
+    };
+    table.load_style(style).set_content_arrangement(arrangement);
     table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|cell| one_line(cell)));
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 /// A JSON value for people.
@@ -56,6 +67,16 @@ pub(super) fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_drawn_on_a_terminal_alone() {
+        let rows = || {
+            [["a", "1"], ["b", &"long ".repeat(100)]].map(|row| row.map(str::to_owned).to_vec()).into_iter()
+        };
+        let piped = drawn(&["name", "value"], rows(), false);
+        assert!(piped.is_ascii() && piped.lines().count() == 3, "{piped}");
+        assert!(!drawn(&["name", "value"], rows(), true).is_ascii());
+    }
 
     #[test]
     fn a_cell_neither_ends_its_line_nor_commands_the_terminal() {

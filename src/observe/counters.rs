@@ -3,6 +3,7 @@
 //! Invariant: counters only grow, and are lost with the process (Prometheus knows that); nothing is read back by the engine.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,10 +16,24 @@ use prometheus_client::registry::Registry;
 use super::metrics::escaped;
 
 type Labels = Vec<(String, String)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// Recomputed, or reconciled.
+const MODES: [&str; 2] = ["FULL", "DIFFERENTIAL"];
 
 /// 1 ms to 33 s.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 16))
+}
+
+/// 10 ms to 12 hours: a recomputation takes what its query takes.
+fn long_durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.01, 4.0, 12))
+}
+
+/// 1 to 4 million.
+fn amounts() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 4.0, 12))
 }
 
 /// The families of all pipelines of a process. Clones share their numbers.
@@ -26,11 +41,19 @@ fn durations() -> Histogram {
 pub(super) struct Families {
     lease: Family<Labels, Gauge>,
     transactions: Family<Labels, Counter>,
+    transaction_changes: Histograms,
     changes: Family<Labels, Counter>,
+    undecodable: Family<Labels, Counter>,
     reconnects: Family<Labels, Counter>,
-    applies: Family<Labels, Histogram, fn() -> Histogram>,
+    full: Family<Labels, Gauge>,
+    held_back: Family<Labels, Counter<f64, AtomicU64>>,
+    loaded: Family<Labels, Counter>,
+    applies: Histograms,
+    batches: Histograms,
+    conflicts: Family<Labels, Counter>,
     rows: Family<Labels, Counter>,
     refreshes: Family<Labels, Counter>,
+    refresh_durations: Histograms,
 }
 
 impl Default for Families {
@@ -38,11 +61,19 @@ impl Default for Families {
         Families {
             lease: Family::default(),
             transactions: Family::default(),
+            transaction_changes: Family::new_with_constructor(amounts),
             changes: Family::default(),
+            undecodable: Family::default(),
             reconnects: Family::default(),
+            full: Family::default(),
+            held_back: Family::default(),
+            loaded: Family::default(),
             applies: Family::new_with_constructor(durations),
+            batches: Family::new_with_constructor(amounts),
+            conflicts: Family::default(),
             rows: Family::default(),
             refreshes: Family::default(),
+            refresh_durations: Family::new_with_constructor(long_durations),
         }
     }
 }
@@ -56,22 +87,46 @@ impl Families {
             "Transactions that were decoded from the slot and changed a source",
             all.transactions,
         );
+        registry.register("transaction_changes", "Changes in one such transaction", all.transaction_changes);
         registry.register("decoded_changes", "Changes in those transactions", all.changes);
+        registry.register(
+            "decode_errors",
+            "Lives of the pipeline that ended because what the server sent could not be decoded",
+            all.undecodable,
+        );
         registry.register(
             "replication_reconnects",
             "Lost streams that were resumed, and lives of the pipeline that ended and were started again",
             all.reconnects,
         );
         registry.register(
+            "memory_backpressure_active",
+            "1 while nothing is received because what waits in memory has reached its bound",
+            all.full,
+        );
+        registry.register("backpressure_seconds", "Time in which that was so", all.held_back);
+        registry.register("hydration_rows", "Rows of sources that were read to load them", all.loaded);
+        registry.register(
             "apply_duration_seconds",
             "Time of the transactions that write stream tables",
             all.applies,
+        );
+        registry.register("apply_batch_rows", "Rows that such a transaction wrote, if any", all.batches);
+        registry.register(
+            "apply_conflicts",
+            "Attempts of such a transaction that gave way to a lock, a deadlock or a serialization failure",
+            all.conflicts,
         );
         registry.register("stream_table_rows", "Rows written to a stream table", all.rows);
         registry.register(
             "stream_table_refreshes",
             "Recomputations and reconciles of a stream table",
             all.refreshes,
+        );
+        registry.register(
+            "stream_table_refresh_duration_seconds",
+            "Time of the recomputations and reconciles that completed",
+            all.refresh_durations,
         );
     }
 }
@@ -98,12 +153,22 @@ impl Counters {
     /// Counters with `base` as their labels; they are there with 0 from now on.
     pub(super) fn new(families: Families, base: Labels) -> Counters {
         let counters = Counters { base, families, named: Arc::default() };
-        drop(counters.families.lease.get_or_create(&counters.base));
-        drop(counters.families.transactions.get_or_create(&counters.base));
-        drop(counters.families.changes.get_or_create(&counters.base));
-        drop(counters.families.applies.get_or_create(&counters.base));
+        let (all, base) = (&counters.families, &counters.base);
+        for gauge in [&all.lease, &all.full] {
+            drop(gauge.get_or_create(base));
+        }
+        for count in [&all.transactions, &all.changes, &all.undecodable, &all.loaded, &all.conflicts] {
+            drop(count.get_or_create(base));
+        }
+        drop(all.held_back.get_or_create(base));
+        for histogram in [&all.transaction_changes, &all.applies, &all.batches] {
+            drop(histogram.get_or_create(base));
+        }
+        for mode in MODES {
+            drop(all.refresh_durations.get_or_create(&counters.with(&[("mode", mode)])));
+        }
         for outcome in ["resumed", "restarted"] {
-            drop(counters.families.reconnects.get_or_create(&counters.with(&[("outcome", outcome)])));
+            drop(all.reconnects.get_or_create(&counters.with(&[("outcome", outcome)])));
         }
         counters
     }
@@ -121,6 +186,7 @@ impl Counters {
     /// A transaction of the slot that changed a source.
     pub fn transaction(&self, changes: usize) {
         self.families.transactions.get_or_create(&self.base).inc();
+        self.families.transaction_changes.get_or_create(&self.base).observe(changes as f64);
         self.families.changes.get_or_create(&self.base).inc_by(changes as u64);
     }
 
@@ -132,9 +198,34 @@ impl Counters {
         self.families.reconnects.get_or_create(&self.with(&[("outcome", outcome)])).inc();
     }
 
-    /// An apply has committed.
-    pub fn applied(&self, took: Duration) {
+    /// What the server sent could not be decoded.
+    pub fn undecodable(&self) {
+        self.families.undecodable.get_or_create(&self.base).inc();
+    }
+
+    /// Whether memory has no room for what the server would send.
+    pub fn full(&self, full: bool) {
+        self.families.full.get_or_create(&self.base).set(i64::from(full));
+    }
+
+    /// It had none for so long.
+    pub fn held_back(&self, time: Duration) {
+        self.families.held_back.get_or_create(&self.base).inc_by(time.as_secs_f64());
+    }
+
+    /// Rows of a source were read.
+    pub fn loaded(&self, rows: usize) {
+        self.families.loaded.get_or_create(&self.base).inc_by(rows as u64);
+    }
+
+    /// An apply has committed after `conflicts` attempts that gave way, and has written `rows`.
+    pub fn applied(&self, took: Duration, rows: i64, conflicts: u64) {
         self.families.applies.get_or_create(&self.base).observe(took.as_secs_f64());
+        // Most applies of an idle database only move the frontier.
+        if rows > 0 {
+            self.families.batches.get_or_create(&self.base).observe(rows as f64);
+        }
+        self.families.conflicts.get_or_create(&self.base).inc_by(conflicts);
     }
 
     /// Rows that were inserted, updated and deleted in a stream table.
@@ -144,6 +235,12 @@ impl Counters {
             let labels = self.with(&[("stream_table", stream_table), ("operation", operation)]);
             self.families.rows.get_or_create(&labels).inc_by(u64::try_from(rows).unwrap_or(0));
         }
+    }
+
+    /// How long a recomputation or a reconcile took that has completed. Not by stream table: there may be thousands.
+    pub fn refresh_took(&self, mode: &str, took: Duration) {
+        let labels = self.with(&[("mode", mode)]);
+        self.families.refresh_durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// A recomputation (`FULL`) or a reconcile (`DIFFERENTIAL`) has ended.
@@ -171,7 +268,7 @@ impl Counters {
             let labels = self.with(&[("stream_table", stream_table), ("operation", operation)]);
             self.families.rows.remove(&labels);
         }
-        for mode in ["FULL", "DIFFERENTIAL"] {
+        for mode in MODES {
             for outcome in ["completed", "failed"] {
                 let labels = [("stream_table", stream_table), ("mode", mode), ("outcome", outcome)];
                 self.families.refreshes.remove(&self.with(&labels));

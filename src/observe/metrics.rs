@@ -28,10 +28,12 @@ struct Families {
     absence: Integers,
     freshness: Reals,
     lag: Integers,
+    received_lag: Integers,
     slot_active: Integers,
     slot_retained: Integers,
     slot_lag: Integers,
     slot_safe: Integers,
+    slot_feedback: Reals,
     slot_status: Integers,
     slot_warning: Integers,
     slot_critical: Integers,
@@ -121,12 +123,16 @@ impl Families {
             self.freshness.get_or_create(base).set(seconds);
         }
         known(&self.lag, base, sample.applied_lag_bytes);
+        known(&self.received_lag, base, sample.received_lag_bytes());
         if let Some(slot) = &sample.slot {
             let labels = with(base, &[("slot", &slot.name)]);
             self.slot_active.get_or_create(&labels).set(i64::from(slot.active));
             known(&self.slot_retained, &labels, slot.retained_bytes);
             known(&self.slot_lag, &labels, slot.lag_bytes);
             known(&self.slot_safe, &labels, slot.safe_bytes);
+            if let Some(seconds) = sample.feedback_age_seconds() {
+                self.slot_feedback.get_or_create(&labels).set(seconds);
+            }
             known(&self.slot_warning, &labels, Some(slot.warning_bytes));
             known(&self.slot_critical, &labels, Some(slot.critical_bytes));
             if let Some(status) = &slot.wal_status {
@@ -180,6 +186,11 @@ impl Families {
             self.freshness,
         );
         registry.register("applied_lag_bytes", "WAL between the frontier and the end of the WAL", self.lag);
+        registry.register(
+            "replication_received_lag_bytes",
+            "WAL between what this process has received and the end of the WAL",
+            self.received_lag,
+        );
         registry.register("slot_active", "1 while somebody streams from the slot", self.slot_active);
         registry.register(
             "slot_retained_wal_bytes",
@@ -195,6 +206,11 @@ impl Families {
             "slot_safe_wal_bytes",
             "WAL that can be written before the slot is in danger of being lost",
             self.slot_safe,
+        );
+        registry.register(
+            "slot_feedback_age_seconds",
+            "Time since the server heard from whoever streams from the slot",
+            self.slot_feedback,
         );
         registry.register("slot_wal_status", "State of the slot: 1 for the one it is in", self.slot_status);
         registry.register("slot_warning_threshold_bytes", "slot_lag_warning_threshold_mb", self.slot_warning);
@@ -260,7 +276,7 @@ fn count(family: &Counts, labels: &Labels, value: i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Incident, Slot, Source, StreamTable};
+    use super::super::{Incident, ServerSlot, Slot, Source, StreamTable};
     use super::*;
 
     fn sample() -> Sample {
@@ -270,6 +286,13 @@ mod tests {
             delivery: Some("slot".to_owned()),
             freshness_seconds: Some(0.5),
             applied_lag_bytes: Some(7),
+            wal_lsn: Some("1/20".to_owned()),
+            received_lsn: Some("0/FFFFFFF0".to_owned()),
+            server_slots: vec![ServerSlot {
+                name: "s".to_owned(),
+                feedback_age_seconds: Some(0.25),
+                ..ServerSlot::default()
+            }],
             slot: Some(Slot {
                 name: "s".to_owned(),
                 active: true,
@@ -329,5 +352,29 @@ mod tests {
         let lines: String = text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
         assert_eq!(names(&lines), names(include_str!("../../docs/monitoring.md")));
         assert!(text.contains("operation=\"delete\"} 3\n"), "{text}");
+        assert!(text.contains("received_lag_bytes{database=\"db\",pipeline=\"main\"} 48\n"), "{text}");
+        assert!(text.contains("slot=\"s\"} 0.25\n"), "{text}");
+    }
+
+    #[test]
+    fn what_waits_is_told_with_its_time_and_a_write_of_nothing_is_no_batch() {
+        let observed = Observed::default();
+        let counters = observed.counters("db", "main");
+        counters.full(true);
+        counters.held_back(std::time::Duration::from_millis(1500));
+        counters.applied(std::time::Duration::ZERO, 0, 2);
+        counters.applied(std::time::Duration::ZERO, 7, 0);
+        let text = render(&observed).unwrap();
+        for (name, value) in [
+            ("memory_backpressure_active", "1"),
+            ("backpressure_seconds_total", "1.5"),
+            ("apply_conflicts_total", "2"),
+            ("apply_batch_rows_count", "1"),
+            ("apply_batch_rows_sum", "7.0"),
+            ("apply_duration_seconds_count", "2"),
+        ] {
+            let line = format!("pgtrickle_{name}{{database=\"db\",pipeline=\"main\"}} {value}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
     }
 }

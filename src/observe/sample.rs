@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
+use super::history::lsn;
 use super::redact;
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::sessions::error;
@@ -220,6 +221,18 @@ impl Sample {
             recent.cause = redact::sentence(&recent.cause);
             recent.action = redact::sentence(&recent.action);
         }
+    }
+
+    /// WAL that this process has not received; unknown where another one serves. Both positions were read one after the
+    /// other, so the end of the WAL may be the earlier one.
+    pub(super) fn received_lag_bytes(&self) -> Option<i64> {
+        Some((lsn(self.wal_lsn.as_ref()?)? - lsn(self.received_lsn.as_ref()?)?).max(0))
+    }
+
+    /// Since the server heard from whoever streams from the pipeline's slot; unknown without `pg_monitor`.
+    pub(super) fn feedback_age_seconds(&self) -> Option<f64> {
+        let name = &self.slot.as_ref()?.name;
+        self.server_slots.iter().find(|slot| slot.name == *name)?.feedback_age_seconds
     }
 
     /// Nobody serves it, on purpose.

@@ -86,6 +86,8 @@ pub(super) struct Engine {
     pub carry: Feed,
     pub queue: VecDeque<Queued>,
     pub queue_bytes: usize,
+    /// Memory has had no room since then, as far as it was not counted yet.
+    pub full_since: Option<Instant>,
     /// What the last look at the change buffers found.
     pub polled: Option<Polled>,
     /// The next epoch to feed.
@@ -178,6 +180,7 @@ impl Engine {
             carry: Feed::new(),
             queue: VecDeque::new(),
             queue_bytes: 0,
+            full_since: None,
             polled: None,
             epoch: 1,
             flights: VecDeque::new(),

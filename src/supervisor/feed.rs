@@ -76,6 +76,7 @@ impl Engine {
             self.start_apply();
         }
         self.open_barriers();
+        self.tell_backpressure();
         self.options.positions.note(self.received, self.fed);
         Ok(())
     }
@@ -223,8 +224,8 @@ impl Engine {
         };
         self.hierarchies_stale = true;
         let limits = state::limits(&view.row, self.options.memory_limit);
-        view.state =
-            State::Installing { installed, stored: Some(prepared.stored), refresh: prepared.refresh };
+        let (stored, refresh, since) = (Some(prepared.stored), prepared.refresh, prepared.since);
+        view.state = State::Installing { installed, stored, refresh, since };
         let rel = Arc::new(prepared.plan.rel);
         self.dataflow.send(Command::AddView { view: id, rel, bindings: prepared.bindings, limits })
     }
@@ -322,7 +323,8 @@ impl Engine {
         }
         applied.failed.extend(step.broken);
         self.tell_again(&applied.untold);
-        self.options.counters.applied(started.elapsed());
+        let rows = applied.written.values().map(|written| written.total()).sum();
+        self.options.counters.applied(started.elapsed(), rows, applied.conflicts);
         for (id, written) in &applied.written {
             if let Some(view) = self.views.0.get(id) {
                 let rows = [written.inserted, written.updated, written.deleted];

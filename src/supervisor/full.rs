@@ -1,6 +1,6 @@
 //! Stream tables that PostgreSQL recomputes: at their schedule, or when somebody asks; written by difference (D13).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
 
@@ -58,10 +58,14 @@ impl Engine {
         if let Some(view) = self.views.0.get_mut(&id) {
             view.state = State::Full { due: Due::Never, running: true };
         }
-        let manual = !requests.is_empty();
+        let (manual, counters) = (!requests.is_empty(), self.options.counters.clone());
         let schedule = self.views.0.get(&id).map(|v| v.row.schedule.clone()).unwrap_or_default();
         super::spawn(async move {
+            let started = Instant::now();
             let outcome = recompute(&target, id, &pipeline, generation, (manual, &schedule)).await;
+            if outcome.is_ok() {
+                counters.refresh_took("FULL", started.elapsed());
+            }
             let answer = super::repair::answer(&outcome);
             if let (false, Ok(client)) = (requests.is_empty(), target.connect(Purpose::Tool).await) {
                 for (request, role) in &requests {

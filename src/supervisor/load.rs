@@ -20,6 +20,7 @@ use crate::capture::{SourceSpec, publication, writers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::ViewId;
 use crate::postgres::sessions::{Purpose, error};
+use crate::row::Row;
 
 /// Loads the fresh instances. Returns the sources that could not be read, with the reason; `unconfirmed` gets the stream
 /// tables whose plans could not be confirmed. In `assigned` an instance is replaced by another when its load was given up
@@ -181,7 +182,11 @@ async fn copy(
         let instance = source.instance;
         let snapshot = boundary.snapshot.clone();
         job.send(Event::Snapshot { instances: vec![instance], snapshot })?;
-        read.rows += boundary.copy(&source.spec, &mut pace, |rows| job.loader.load(instance, rows)).await?;
+        let sink = |rows: Vec<Row>| {
+            job.counters.loaded(rows.len());
+            job.loader.load(instance, rows)
+        };
+        read.rows += boundary.copy(&source.spec, &mut pace, sink).await?;
         read.sources += 1;
     }
     Ok(read)

@@ -110,6 +110,7 @@ pub async fn run(mut options: RunOptions, shutdown: CancellationToken) -> Result
         let distrust = refusals >= DISTRUST;
         let served = start::serve(&options, &reason, distrust, &shutdown, &mut life).await;
         options.counters.lease(false);
+        options.counters.full(false);
         let error = match served {
             Ok(start::End::Stopped) => return Ok(()),
             Ok(start::End::Left(absence)) => {
@@ -124,6 +125,9 @@ pub async fn run(mut options: RunOptions, shutdown: CancellationToken) -> Result
             }
             Err(error) => error,
         };
+        if error.kind() == ErrorKind::Protocol {
+            options.counters.undecodable();
+        }
         if shutdown.is_cancelled() {
             tracing::warn!(error = %error.for_logs(), "stopped by an error during the drain; the next start goes on");
             return Ok(());

@@ -1,5 +1,7 @@
 //! The pipeline's loop in poll delivery: when the buffers are read, and what is fed from them.
 
+use std::time::Instant;
+
 use super::diagnose;
 use super::engine::Engine;
 use super::obstacle::Capturing;
@@ -27,6 +29,21 @@ impl Engine {
                     && (self.settled || self.watched.known && self.preparing.is_none())
             }
         }
+    }
+
+    /// Tells those who watch for how long memory has had no room for what the server would send.
+    pub(super) fn tell_backpressure(&mut self) {
+        let limit = self.input_limit();
+        let full = self.queue_bytes >= limit || self.sources.held_bytes() >= limit || self.parts_are_behind();
+        let now = Instant::now();
+        if let Some(since) = self.full_since {
+            // Counted while it lasts: whoever looks meanwhile sees it grow.
+            self.options.counters.held_back(now - since);
+        }
+        if full != self.full_since.is_some() {
+            self.options.counters.full(full);
+        }
+        self.full_since = full.then_some(now);
     }
 
     pub(super) fn input_limit(&self) -> usize {

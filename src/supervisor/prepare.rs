@@ -25,6 +25,7 @@ use crate::capture::{SourceSpec, writers};
 use crate::catalog::store::{self, StreamTableRow};
 use crate::dataflow::{Bindings, InstanceId, Loader};
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Counters;
 use crate::pgoutput::Snapshot;
 use crate::plan::explain::operators;
 use crate::plan::{Plan, ViewId};
@@ -97,6 +98,8 @@ pub struct Prepared {
     pub form: TableForm,
     pub stored: Bag,
     pub refresh: Option<i64>,
+    /// When its reconcile began.
+    pub since: Instant,
     /// Lines of the plan.
     pub operators: Vec<String>,
     /// What the plan was made from, see [`validity`].
@@ -121,6 +124,7 @@ pub struct Job {
     pub all: Vec<StreamTableRow>,
     pub incremental: Vec<ViewId>,
     pub reason: String,
+    pub counters: Counters,
     pub events: mpsc::UnboundedSender<Event>,
 }
 
@@ -421,6 +425,7 @@ async fn ready(
         .filter_map(|s| assigned.iter().find(|a| a.spec.oid == s.oid))
         .map(|a| (a.spec.oid, a.spec.binding(a.instance)))
         .collect();
+    let since = Instant::now();
     let action = if row.status == "INITIALIZING" && !row.was_live { "INITIAL" } else { "REINITIALIZE" };
     let initiated = if action == "INITIAL" { "INITIAL" } else { "SCHEDULER" };
     let refresh = match history::start(client, row.view, action, Some(&job.reason), initiated).await {
@@ -439,8 +444,19 @@ async fn ready(
     let relation = row.relation.unwrap_or_default();
     match read_stored(client, relation, &row.schema, &row.name, &columns).await {
         Ok(stored) => {
-            let prepared =
-                Prepared { row, plan, bindings, form, stored, refresh, operators, validity, cadence, gates };
+            let prepared = Prepared {
+                row,
+                plan,
+                bindings,
+                form,
+                stored,
+                refresh,
+                since,
+                operators,
+                validity,
+                cadence,
+                gates,
+            };
             job.send(Event::Ready(Box::new(prepared)))?;
             Ok(None)
         }

@@ -36,6 +36,8 @@ pub enum State {
         installed: Installed,
         stored: Option<Bag>,
         refresh: Option<i64>,
+        /// When its reconcile began.
+        since: Instant,
     },
     Active(Installed),
     /// Recomputed by PostgreSQL.

@@ -326,7 +326,10 @@ impl Engine {
         let Some(view) = self.views.0.get_mut(&id) else { return };
         let state = std::mem::replace(&mut view.state, State::Preparing);
         view.state = match state {
-            State::Installing { installed, .. } => State::Active(installed),
+            State::Installing { installed, since, .. } => {
+                self.options.counters.refresh_took("DIFFERENTIAL", since.elapsed());
+                State::Active(installed)
+            }
             // It was taken out while its answer was written.
             other => {
                 view.state = other;
@@ -394,6 +397,7 @@ impl Engine {
             all: self.views.all_rows(),
             incremental: self.views.incremental(),
             reason: self.reason.clone(),
+            counters: self.options.counters.clone(),
             events: self.events_sender.clone(),
             rows,
         };

@@ -182,6 +182,22 @@ pub(super) const CHECKS: &[Check] = &[
                  and not (pubinsert and pubupdate and pubdelete and pubtruncate)",
     },
     Check {
+        id: "publication.parts",
+        needs: Needs::Schema,
+        fine: "publications send every row and column of their tables",
+        // In one transaction no change lies in between; the sidecar sees that a membership is a new one.
+        sql: "select 'fail', format('the publication %s sends %s only in part: it has a %s', p.pubname, r.prrelid::regclass,
+                            concat_ws(' and a ', case when f.filter then 'row filter' end, case when f.list then 'column list' end)),
+                     format('begin; alter publication %I drop table only %s; alter publication %I add table only %s; commit;'
+                            || '  -- a running sidecar does so itself, and repairs what was missed',
+                            p.pubname, r.prrelid::regclass, p.pubname, r.prrelid::regclass)
+                from pg_publication p join pg_publication_rel r on r.prpubid = p.oid,
+                     -- Servers before 15 have neither.
+                     lateral (select to_jsonb(r) ->> 'prqual' is not null as filter, to_jsonb(r) ->> 'prattrs' is not null as list) f
+               where p.pubname in (select publication_name from pgtrickle.pgt_pipelines) and (f.filter or f.list)
+               order by 2",
+    },
+    Check {
         id: "sources.capture",
         needs: Needs::Schema,
         fine: "there are no sources yet",

@@ -4,6 +4,7 @@
 //! may not make is skipped with the reason, never counted as fine.
 
 mod checks;
+mod connection;
 
 use std::process::ExitCode;
 
@@ -72,7 +73,7 @@ const BROKEN: u8 = 2;
 /// the error that kept it from looking.
 pub(super) async fn run(args: DoctorArgs, settings: Settings) -> Result<ExitCode> {
     let client = settings.target.connect(Purpose::Tool).await?;
-    let mut findings = vec![reached(&client, &settings).await?];
+    let mut findings = connection::look(&client, &settings).await?;
     let facts = client.query_one(FACTS, &[]).await.map_err(error)?;
     let (version, installed): (i32, bool) = (facts.get(0), facts.get(1));
     let role = role(&client, installed).await?;
@@ -97,23 +98,6 @@ pub(super) async fn run(args: DoctorArgs, settings: Settings) -> Result<ExitCode
         Severity::Warn if args.strict => ExitCode::from(BROKEN),
         Severity::Warn => ExitCode::from(super::FAILED),
         Severity::Ok | Severity::Skip => ExitCode::SUCCESS,
-    })
-}
-
-/// The connection stands; a pooler in between would be seen by sessions that change.
-async fn reached(client: &Client, settings: &Settings) -> Result<Finding> {
-    const PID: &str = "select pg_backend_pid()";
-    let first: i32 = client.query_one(PID, &[]).await.map_err(error)?.get(0);
-    let second: i32 = client.query_one(PID, &[]).await.map_err(error)?.get(0);
-    let at = settings.target.describe();
-    Ok(match first == second {
-        true => Finding { id: "pg.reach", severity: Severity::Ok, evidence: at, fix: None },
-        false => Finding {
-            id: "pg.reach",
-            severity: Severity::Fail,
-            evidence: format!("{at}: two statements met two sessions: a transaction pooler is in between"),
-            fix: Some("-- use the server's direct address, or the pooler's session mode".to_owned()),
-        },
     })
 }
 
