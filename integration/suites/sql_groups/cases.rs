@@ -259,6 +259,17 @@ pub const CASES: &[Case] = &[
     ("lateral_chain", "select t.id, y from t, unnest(t.a) as x, generate_series(1, x) as y where x < 3"),
     ("set_in_select", "select id, unnest(a) as x from t"),
     ("sets_in_step", "select id, generate_series(1, v) as s, unnest(a) as x, h from t"),
+    // Values that nobody reads still decide how many rows there are, and whether there are any.
+    (
+        "sets_unread",
+        "select x.h, count(*) as n from (select h, generate_series(1, v % 3) as s, unnest(a) as u from t) x group by x.h",
+    ),
+    (
+        "sets_read_in_part",
+        "select x.id, x.s from (select id, generate_series(1, v % 3) as s, unnest(a) as u from t) x",
+    ),
+    ("set_counted", "select count(*) as n from (select unnest(a) as u from t) x"),
+    ("set_from_unread", "select t.id from t, unnest(t.a, array[t.v]) as x(p, q)"),
     ("set_nested", "select id, 10 * generate_series(1, v) + id as s from t where v < 4"),
     ("set_distinct", "select distinct unnest(a) as x from t"),
     ("set_grouped", "select x, count(*) as n from (select unnest(a) as x from t) y group by x"),
