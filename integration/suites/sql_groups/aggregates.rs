@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::{columns_of, not_active};
 use crate::harness::database::TestDatabase;
+use crate::harness::left_out;
 use crate::harness::oracle::difference_of_text;
 use crate::harness::servers::{Server, for_each_major};
 use crate::harness::sidecar::Sidecar;
@@ -355,7 +356,7 @@ async fn queries(server: &Server, app: &tokio_postgres::Client) -> Vec<(String, 
     let mut queries = Vec::new();
     for (name, calls) in SETS {
         if *name == "xml" && !xml {
-            println!("LEFT OUT on PostgreSQL {}, which is built without it: xmlagg", server.major);
+            left_out(&format!("PostgreSQL {} is built without XML: xmlagg", server.major));
             continue;
         }
         let mut list = Vec::new();
