@@ -197,7 +197,8 @@ fn simple(rng: &mut Prng, scope: &[Field]) -> String {
         return format!("{f} is {}null", if rng.chance(70) { "not " } else { "" });
     }
     match rng.below(8) {
-        0 => {
+        // An operator of an extension can't be named there: such a query is recomputed.
+        0 if field.ty != Ty::Citext => {
             let literal = field.ty.literal(rng);
             return format!("{f} is {}distinct from {literal}", if rng.chance(50) { "not " } else { "" });
         }
