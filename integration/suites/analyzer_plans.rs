@@ -44,6 +44,8 @@ const SCHEMA: &str = "
     create materialized view mv as select 1 as a;
     create view paid as select id, c_id, amount, upper(note) as note from o where paid;
     create view totals as select c_id, sum(amount) as total, count(*) as n from paid group by c_id;
+    create view days as select id, array(select day from o where o.c_id = c.id order by day)::text as list from c;
+    create view days_again as select d.id, d.list, o.day from days d join o on o.c_id = d.id;
     create view barrier with (security_barrier) as select id from o where amount > 3;
     create function imm(int) returns int immutable strict language sql as 'select 7 / $1';
     create function vol(int) returns int volatile language sql as 'select $1';

@@ -133,8 +133,7 @@ async fn load_oids<C: GenericClient + Sync>(
             views.insert(*view, query);
         }
         for ty in lookup::types(client, &types).await? {
-            let array = if found.arrays { ty.array } else { 0 };
-            for below in [ty.parent, ty.element, array] {
+            for below in [ty.parent, ty.element] {
                 found.types.extend((below != 0).then_some(below));
             }
             found.relations.extend((ty.relation != 0).then_some(ty.relation));
@@ -142,6 +141,10 @@ async fn load_oids<C: GenericClient + Sync>(
             found.collations.extend((ty.collation != 0).then_some(ty.collation));
             ty.checks.iter().for_each(|c| found.add(c));
             facts.types.insert(ty.oid, ty);
+        }
+        // It may be known only now, from a view below: also of the types of earlier rounds.
+        if found.arrays {
+            found.types.extend(facts.types.values().map(|ty| ty.array).filter(|array| *array != 0));
         }
         for operator in lookup::operators(client, &operators).await? {
             found.functions.extend((operator.function != 0).then_some(operator.function));

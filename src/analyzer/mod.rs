@@ -8,6 +8,7 @@
 mod analysis;
 pub mod deparse;
 pub mod facts;
+mod json;
 pub mod literals;
 pub mod load;
 mod lookup;

@@ -1,8 +1,10 @@
 //! Parser of `pg_node_tree` text (`nodes/outfuncs.c`, `nodes/readfuncs.c`), without knowledge of any node type.
 //!
-//! Tags that PostgreSQL 14 still wrote in short form are renamed to the later ones. Fields are read by name; readers
+//! Tags that PostgreSQL 14 still wrote in short form are renamed to the later ones; aggregates in the standard's JSON
+//! constructors come out of them ([`json`]). Fields are read by name; readers
 //! ignore fields they do not know and refuse tags they do not know.
 
+use super::json;
 use crate::error::{Error, Result};
 
 /// A value in the tree.
@@ -140,7 +142,7 @@ impl<'a> Parser<'a> {
         loop {
             let field = self.next()?;
             if field == "}" {
-                return Ok(Value::Node(Box::new(node)));
+                return Ok(Value::Node(Box::new(json::plain_call(node))));
             }
             let name =
                 field.strip_prefix(':').ok_or_else(|| malformed(&format!("no field name in {tag}")))?;

@@ -128,6 +128,85 @@ async fn b1_a_real_error_suspends_only_its_stream_table() {
     .await;
 }
 
+/// A value too large for its type, wherever it is computed: in a kernel, from a sum that the group keeps, by a length of
+/// the type, by PostgreSQL, over a window. Each stands alone, and the message is PostgreSQL's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn b1_an_overflow_suspends_only_its_stream_table() {
+    const OVERFLOWS: &[(&str, &str, &str, &str)] = &[
+        ("added", "select id, v + d as s from wide", "v = 2147483647", "integer out of range"),
+        (
+            "summed",
+            "select d, sum(b)::bigint as s from wide group by d",
+            "b = 9223372036854775807",
+            "bigint out of range",
+        ),
+        (
+            "scaled",
+            "select id, (n * 100)::numeric(6,2) as n from wide",
+            "n = 123.45",
+            "numeric field overflow",
+        ),
+        (
+            "raised",
+            "select id, power(10::float8, e) as p from wide",
+            "e = 400",
+            "value out of range: overflow",
+        ),
+        (
+            "windowed",
+            "select id, (max(h) over (partition by d) * 200)::int2 as s from wide",
+            "h = 300",
+            "smallint out of range",
+        ),
+    ];
+    for_each_major(async |server| {
+        let scene = Scene::start(
+            server,
+            "create table wide (id int primary key, v int not null, d int not null, b bigint not null, n numeric not null, e int not null, h int not null);
+             insert into wide select i, i, 1 + i % 3, i, i / 8.0, 1, 1 from generate_series(1, 12) i",
+        )
+        .await;
+        scene.create("plain", "select id, v, b, n, e, h from wide").await;
+        for (name, query, ..) in OVERFLOWS {
+            scene.create(name, query).await;
+        }
+        let names: Vec<&str> = OVERFLOWS.iter().map(|o| o.0).chain(["plain"]).collect();
+        for (name, query, change, message) in OVERFLOWS {
+            let others: Vec<&str> = names.iter().copied().filter(|other| other != name).collect();
+            // PostgreSQL itself refuses the query over these rows, with the same state and words.
+            let change = format!("update wide set {change} where id = 4");
+            let mend = "update wide set v = 4, b = 4, n = 0.5, e = 1, h = 1 where id = 4";
+            for suspended in [false, true] {
+                scene.run(&change).await;
+                let refused = scene.app.batch_execute(&format!("select * from ({query}) q")).await;
+                let own = refused.as_ref().err().and_then(|e| e.as_db_error()).map(|e| e.message().to_owned());
+                assert_eq!((sqlstate(refused).as_str(), own.as_deref()), ("22003", Some(*message)), "{name}");
+                wait_until(&format!("the overflow of {name}"), SOON, || async {
+                    let told = last_error(&scene.app, name).await;
+                    let right = told.starts_with("22003|") && told.contains(message);
+                    if right { Ok(()) } else { Err(told) }
+                })
+                .await;
+                let told = last_error(&scene.app, name).await;
+                assert!(!told.ends_with('|'), "the SQL that failed is told: {told}");
+                if suspended {
+                    scene.wait_status(name, "SUSPENDED").await;
+                }
+                scene.run("update wide set v = v + 1 where id > 6").await;
+                scene.check(&others).await;
+                scene.run(mend).await;
+                if suspended {
+                    scene.check(&others).await;
+                    assert!(scene.status(name).await.starts_with("SUSPENDED"), "{name} waits for somebody");
+                    scene.run(&format!("select pgtrickle.resume_stream_table('{name}')")).await;
+                }
+                scene.check_in_time(&names).await;
+            }
+        }
+    })
+    .await;
+}
+
 /// SQLSTATE, message and SQL of the last error, as whoever asks sees them.
 async fn last_error(client: &tokio_postgres::Client, name: &str) -> String {
     const SQL: &str = "select concat(last_error_sqlstate, '|', last_error_message, '|', last_error_query)

@@ -73,8 +73,8 @@ fn shown(value: Option<&str>, image: Image) -> String {
             format!("<{} bytes {:016x}>", text.len(), hasher.finish())
         }
         Image::Exact => format!("'{text}'"),
-        Image::Value if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        Image::Value => text.to_owned(),
+        Image::Value if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.').to_lowercase(),
+        Image::Value => text.to_lowercase(),
         Image::Approximate => match text.parse::<f64>() {
             // What is left of a sum that is zero in another order is zero.
             Ok(number) if number.abs() < 1e-9 => "0".to_owned(),

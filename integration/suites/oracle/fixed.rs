@@ -10,7 +10,8 @@ fn table(name: &str, columns: &[(&str, Ty, Role)], identity: Identity, parent: O
     let column =
         |(name, ty, role): &(&str, Ty, Role)| Column { name: (*name).to_owned(), ty: *ty, role: *role };
     let columns = columns.iter().map(column).collect();
-    Table { name: name.to_owned(), form: Form::Plain, columns, identity, parent, on_delete: "cascade" }
+    let (name, on_delete, generated) = (name.to_owned(), "cascade", None);
+    Table { name, form: Form::Plain, columns, identity, parent, on_delete, generated }
 }
 
 /// A table, a child of it, a table without key, and one that starts empty and mostly stays so.

@@ -15,14 +15,15 @@ create function app_label(x text, n int) returns text immutable language sql as 
 create aggregate app_most(int8) (sfunc = int8larger, stype = int8);
 ";
 
-fn exact(sql: String, ty: Ty) -> Scalar {
+pub(super) fn exact(sql: String, ty: Ty) -> Scalar {
     Scalar { sql, ty, image: Image::Exact, join: false }
 }
 
 impl Grammar<'_> {
     pub(super) fn form(&mut self, depth: usize) -> Query {
-        match self.rng.below(7) {
+        match self.rng.below(9) {
             0 | 1 => self.windows(depth),
+            7 | 8 => self.positions(depth),
             2 => self.grouping_sets(depth),
             3 => self.distinct_on(depth),
             4 => self.first_rows(depth),
@@ -32,7 +33,7 @@ impl Grammar<'_> {
     }
 
     /// Columns with a total order up to equality, whose texts do not differ among equal values in a way that shows.
-    fn sortable(&mut self, scope: &[Field]) -> Scalar {
+    pub(super) fn sortable(&mut self, scope: &[Field]) -> Scalar {
         loop {
             let value = self.groupable(scope);
             if value.ty != Ty::Char {
@@ -41,7 +42,7 @@ impl Grammar<'_> {
         }
     }
 
-    fn integer(&mut self, scope: &[Field]) -> Option<Field> {
+    pub(super) fn integer(&mut self, scope: &[Field]) -> Option<Field> {
         let fields: Vec<Field> = scope.iter().filter(|f| f.ty.is_int()).cloned().collect();
         if fields.is_empty() { None } else { Some(self.rng.pick(&fields).clone()) }
     }
@@ -113,7 +114,7 @@ impl Grammar<'_> {
     }
 
     /// Shown are the columns that are sorted by, so equal rows look alike up to the texts of equal numerics.
-    fn sorted(&mut self, scope: &[Field]) -> (Vec<Scalar>, Vec<String>) {
+    pub(super) fn sorted(&mut self, scope: &[Field]) -> (Vec<Scalar>, Vec<String>) {
         let mut list: Vec<Scalar> = Vec::new();
         for _ in 0..2 + self.rng.below(3) {
             let value = self.sortable(scope);
@@ -122,7 +123,7 @@ impl Grammar<'_> {
             }
         }
         let names = (0..list.len()).map(|i| format!("o{i}")).collect();
-        let valued = list.iter().any(|v| v.ty == Ty::Numeric || v.ty == Ty::Float8);
+        let valued = list.iter().any(|v| v.ty == Ty::Numeric || v.ty == Ty::Float8 || v.ty.is_folded());
         let list = list.into_iter().map(|v| {
             let v = grouped(v);
             // One of two equal rows may go, and takes the texts of all of its columns with it.
@@ -216,8 +217,22 @@ impl Grammar<'_> {
             join: false,
         };
         let arrays: Vec<Field> = scope.iter().filter(|f| f.ty == Ty::Ints).cloned().collect();
+        let documents: Vec<Field> = scope.iter().filter(|f| f.ty == Ty::Jsonb).cloned().collect();
         let number = self.integer(scope);
-        let (call, names, fields) = match (self.rng.below(3), number) {
+        let (call, names, fields) = match (self.rng.below(5), number) {
+            (3, _) if !documents.is_empty() => {
+                let json = &self.rng.pick(&documents).sql;
+                let array = format!("case jsonb_typeof({json}) when 'array' then {json} end");
+                (format!("jsonb_array_elements({array}) with ordinality"), "(u, w)", {
+                    vec![field("u", Ty::Jsonb), field("w", Ty::Int8)]
+                })
+            }
+            (4, _) if !documents.is_empty() => {
+                let json = &self.rng.pick(&documents).sql;
+                let object = format!("case jsonb_typeof({json}) when 'object' then {json} end");
+                let fields = vec![field("u", Ty::Text), field("w", Ty::Text)];
+                (format!("jsonb_each_text({object})"), "(u, w)", fields)
+            }
             (0, _) if !arrays.is_empty() => {
                 let array = &self.rng.pick(&arrays).sql;
                 let fields = vec![field("u", Ty::Int4), field("w", Ty::Int8)];
@@ -266,7 +281,7 @@ impl Grammar<'_> {
         if fields.is_empty() {
             return None;
         }
-        let field = self.rng.pick(&fields).sql.clone();
+        let field = told(self.rng.pick(&fields));
         let distinct = if self.rng.chance(25) { "distinct " } else { "" };
         let direction = *self.rng.pick(&["", " desc", " nulls first", " desc nulls last"]);
         let call = match self.rng.chance(50) {
@@ -298,6 +313,12 @@ impl Grammar<'_> {
         let sql = format!("to_jsonb({alias})::text");
         (image == Image::Exact).then(|| exact(sql, Ty::Text))
     }
+}
+
+/// A field whose text will be shown. That of a date depends on settings: see `needs_sidecar`.
+pub(super) fn told(field: &Field) -> String {
+    let mark = if field.ty == Ty::Date { " /* DateStyle */" } else { "" };
+    format!("{}{mark}", field.sql)
 }
 
 /// An int8 that fits an int4.

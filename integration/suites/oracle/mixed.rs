@@ -42,7 +42,7 @@ pub async fn play(server: &'static Server, seed: u64, arguments: &'static [&'sta
     let database = TestDatabase::create(server).await;
     install(&database).await;
     let app = database.as_app().await;
-    let mut stage = Stage::random(seed, server.major, &app, &database.as_app().await).await;
+    let mut stage = Stage::random(seed, &database).await;
     if arguments.contains(&"trigger") {
         leave_functions_out(&mut stage);
     }

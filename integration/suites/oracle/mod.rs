@@ -10,17 +10,21 @@ pub mod boundaries;
 pub mod fixed;
 pub mod forms;
 pub mod joins;
+pub mod measures;
 pub mod mixed;
 pub mod nested;
 pub mod noticed;
 pub mod prng;
 pub mod query;
+pub mod reshape;
 pub mod round;
 pub mod scalar;
 pub mod schema;
+pub mod sets;
 pub mod stage;
 pub mod transactions;
 pub mod types;
+pub mod windows;
 pub mod world;
 
 use std::collections::{BTreeMap, HashMap};
@@ -103,7 +107,7 @@ async fn what_the_generator_makes_is_valid_and_supported() {
             let database = TestDatabase::create(server).await;
             let mut app = database.as_app().await;
             let stage = if number < rounds {
-                Stage::random(seed, server.major, &app, &database.as_app().await).await
+                Stage::random(seed, &database).await
             } else {
                 let stage = fixed::stage(seed);
                 stage.install_tables(&app).await;

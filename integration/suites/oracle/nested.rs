@@ -1,5 +1,6 @@
 //! Random subqueries: EXISTS, IN, ANY, ALL and scalar ones over the columns in scope, and LATERAL items.
 
+use super::forms::told;
 use super::query::Grammar;
 use super::scalar::{Field, Image, Scalar, condition, residual};
 use super::types::Ty;
@@ -150,7 +151,7 @@ impl Grammar<'_> {
             return None;
         }
         let (field, distinct) =
-            (self.rng.pick(&fields).sql.clone(), if self.rng.chance(20) { "distinct " } else { "" });
+            (told(self.rng.pick(&fields)), if self.rng.chance(20) { "distinct " } else { "" });
         let direction = *self.rng.pick(&["", " desc", " desc nulls last"]);
         let limit = if self.rng.chance(25) { " limit 3" } else { "" };
         Some(format!(

@@ -4,7 +4,7 @@
 //! that define them, so that the answer at a commit can be asked for without the sidecar.
 
 use super::prng::Prng;
-use super::scalar::{Field, Image, Scalar, condition, of_type, plain, scalar};
+use super::scalar::{Field, Image, Scalar, condition, plain, scalar};
 use super::types::Ty;
 
 /// Something that FROM can name.
@@ -19,7 +19,7 @@ pub struct Relation {
 pub struct Query {
     pub text: String,
     pub columns: Vec<(Ty, Image)>,
-    joins: Vec<bool>,
+    pub(super) joins: Vec<bool>,
 }
 
 impl Query {
@@ -262,6 +262,11 @@ impl Grammar<'_> {
         {
             return list;
         }
+        if self.rng.chance(14)
+            && let Some(measure) = self.measure(scope)
+        {
+            return measure;
+        }
         let mut value = match self.rng.below(10) {
             0 => exact("count(*)".to_owned(), Ty::Int8),
             1 => exact(format!("count({})", scalar(self.rng, scope).sql), Ty::Int8),
@@ -310,42 +315,6 @@ impl Grammar<'_> {
         value
     }
 
-    fn union(&mut self, depth: usize) -> Query {
-        let operator = *self.rng.pick(&[
-            "union all",
-            "union all",
-            "union all",
-            "union",
-            "union",
-            "intersect",
-            "except",
-            "intersect all",
-            "except all",
-        ]);
-        let all = operator == "union all";
-        let types: Vec<Ty> = (0..1 + self.rng.below(3))
-            .map(|_| *self.rng.pick(&[Ty::Int8, Ty::Text, Ty::Numeric, Ty::Bool, Ty::Date]))
-            .collect();
-        let branches: Vec<Query> = (0..2 + self.rng.below(2))
-            .map(|_| {
-                let source = self.source(depth - 1);
-                let list = types.iter().map(|ty| of_type(self.rng, &source.scope, *ty)).collect();
-                build("select ", list, &source, "")
-            })
-            .collect();
-        let columns = (0..types.len()).map(|i| {
-            let image = branches.iter().map(|b| b.columns[i].1).max().unwrap_or(Image::Exact);
-            let ambiguous = !all && types[i] == Ty::Numeric && image == Image::Exact;
-            (types[i], if ambiguous { Image::Value } else { image })
-        });
-        let texts: Vec<&str> = branches.iter().map(|b| b.text.as_str()).collect();
-        Query {
-            columns: columns.collect(),
-            joins: vec![false; types.len()],
-            text: texts.join(&format!(" {operator} ")),
-        }
-    }
-
     fn common_table(&mut self, depth: usize) -> Query {
         let inner = self.query(depth - 1);
         let name = format!("w{}", self.alias());
@@ -365,9 +334,10 @@ impl Grammar<'_> {
     }
 }
 
-/// As a group key or an extreme: of numerics only the value is determined.
+/// As a group key or an extreme: of numerics and folded text only the value is determined.
 pub(super) fn grouped(value: Scalar) -> Scalar {
-    let ambiguous = value.ty == Ty::Numeric && value.image == Image::Exact;
+    let several = value.ty == Ty::Numeric || value.ty.is_folded();
+    let ambiguous = several && value.image == Image::Exact;
     Scalar { image: if ambiguous { Image::Value } else { value.image }, ..value }
 }
 

@@ -9,6 +9,7 @@ use super::boundaries::{Observation, Reader, SEEN, changing, observe, verify};
 use super::fixed;
 use super::prng::Prng;
 use super::query::Query;
+use super::reshape;
 use super::scalar::Image;
 use super::stage::{Stage, Stream};
 use super::types::Ty;
@@ -44,14 +45,18 @@ pub fn with_log(stage: &mut Stage) {
     stage.streams.push(Stream { name: "tally".to_owned(), query: tally });
 }
 
-/// Installs pgtrickle and lets the sidecar read the application's tables.
+/// Installs pgtrickle and lets the sidecar read the application's tables. The application lives in another time zone than the
+/// sidecar.
 pub async fn install(database: &TestDatabase) {
     database.install();
     let dba = database.as_dba().await;
     dba.batch_execute(
         "grant usage on schema app to pgtrickle;
          alter default privileges for role app in schema app grant select on tables to pgtrickle;
-         grant select on all tables in schema app to pgtrickle",
+         grant select on all tables in schema app to pgtrickle;
+         do $$ begin
+            execute format('alter role app in database %I set timezone = %L', current_database(), 'America/New_York');
+         end $$",
     )
     .await
     .expect("rights of the sidecar");
@@ -82,10 +87,13 @@ pub async fn create_seen(stage: &Stage, app: &Client) {
     create(stage, app, SEEN, "select id from log_seq").await;
 }
 
-/// Whether a query calls functions of users, or reads what does: it is planned while a sidecar runs, because the owner's
-/// functions are made at its creation.
+/// Whether a query calls functions of users or reads settings, or reads what does: it is planned while a sidecar runs,
+/// because the owner's functions are made at its creation.
 pub fn needs_sidecar(stage: &Stage, text: &str) -> bool {
-    let calls = |text: &str| text.contains("app_") || text.contains("to_jsonb");
+    const OWNERS: [&str; 5] = ["app_", "to_jsonb", "to_char", "date_trunc('day'", "/* DateStyle */"];
+    const SETS: [&str; 3] = [" union ", " intersect ", " except "];
+    let converted = |text: &str| text.contains("timestamptz") && SETS.iter().any(|word| text.contains(word));
+    let calls = |text: &str| OWNERS.iter().any(|word| text.contains(word)) || converted(text);
     let mut views: Vec<String> = Vec::new();
     for (number, view) in stage.views.iter().enumerate() {
         if calls(view) || views.iter().any(|v| view.contains(v.as_str())) {
@@ -115,7 +123,7 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     let app = database.as_app().await;
     let mut stage = match options.fixed {
         true => fixed::stage(seed),
-        false => Stage::random(seed, server.major, &app, &database.as_app().await).await,
+        false => Stage::random(seed, &database).await,
     };
     if options.fixed {
         stage.install_tables(&app).await;
@@ -180,6 +188,9 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
             let drop = "select pgtrickle.drop_stream_table($1)";
             app.execute(drop, &[&stage.streams[victim].name]).await.expect("a stream table is dropped");
         }
+    }
+    if !options.fixed {
+        reshape::reshape(&stage, &mut world, &mut rng, part / 2).await;
     }
     // A burst, then slowly again.
     world.watched = 0;

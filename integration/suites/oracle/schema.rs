@@ -53,6 +53,8 @@ pub struct Table {
     /// Index of the parent table.
     pub parent: Option<usize>,
     pub on_delete: &'static str,
+    /// A column `gen` that the server computes: its type and expression.
+    pub generated: Option<(Ty, &'static str)>,
 }
 
 impl Table {
@@ -78,7 +80,7 @@ impl Table {
         let mut parts: Vec<String> = Vec::new();
         for column in &self.columns {
             let not_null = if column.role == Role::Key { " not null" } else { "" };
-            let mut part = format!("{} {}{not_null}", column.name, column.ty.sql());
+            let mut part = format!("{} {}{not_null}", column.name, column.ty.column());
             if let (Role::Parent, Some(parent)) = (column.role, self.parent) {
                 let parent = &tables[parent];
                 let cascade = self.on_delete;
@@ -90,6 +92,7 @@ impl Table {
             }
             parts.push(part);
         }
+        parts.extend(self.computed());
         if matches!(self.identity, Identity::PrimaryKey | Identity::KeyAndFull) {
             parts.push(format!("primary key ({})", self.key_list()));
         }
@@ -112,6 +115,11 @@ impl Table {
             ),
         };
         ddl + &self.members()
+    }
+
+    fn computed(&self) -> Option<String> {
+        let (ty, expression) = self.generated?;
+        Some(format!("gen {} generated always as ({expression}) stored", ty.sql()))
     }
 
     /// The tables below this one. Some have no usable replica identity: they are captured by triggers.
@@ -151,10 +159,11 @@ impl Table {
                         format!(
                             "{} {}{}",
                             c.name,
-                            c.ty.sql(),
+                            c.ty.column(),
                             if c.role == Role::Key { " not null" } else { "" }
                         )
                     })
+                    .chain(self.computed())
                     .collect();
                 format!("create table {name}_a partition of {name} {};\n", bounds(0))
                     + &format!(
@@ -223,18 +232,18 @@ pub fn key_expressions(table: &Table, n: &str) -> Vec<String> {
         .collect()
 }
 
-/// Two to four tables.
-pub fn tables(rng: &mut Prng) -> Vec<Table> {
+/// Two to four tables; `more` are types that this server has besides.
+pub fn tables(rng: &mut Prng, more: &[Ty]) -> Vec<Table> {
     let count = 2 + rng.below(3);
     let mut tables: Vec<Table> = Vec::new();
     for number in 0..count {
-        let table = table(rng, number, &tables);
+        let table = table(rng, number, &tables, more);
         tables.push(table);
     }
     tables
 }
 
-fn table(rng: &mut Prng, number: usize, before: &[Table]) -> Table {
+fn table(rng: &mut Prng, number: usize, before: &[Table], more: &[Ty]) -> Table {
     let identities =
         [Identity::PrimaryKey, Identity::PrimaryKey, Identity::Index, Identity::KeyAndFull, Identity::Full];
     let identity = if number == 0 { Identity::PrimaryKey } else { *rng.pick(&identities) };
@@ -263,7 +272,12 @@ fn table(rng: &mut Prng, number: usize, before: &[Table]) -> Table {
         add("parent".into(), before[parent].key()[0].ty, Role::Parent);
     }
     for value in 0..2 + rng.below(5) {
-        add(format!("c{value}"), *rng.pick(&VALUE_TYPES), Role::Value);
+        let rare = !more.is_empty() && rng.chance(12);
+        match if rare { *rng.pick(more) } else { *rng.pick(&VALUE_TYPES) } {
+            // What is not built in is told by the name: see `needs_sidecar`.
+            ty if ty.is_folded() => add(format!("app_c{value}"), ty, Role::Value),
+            ty => add(format!("c{value}"), ty, Role::Value),
+        }
     }
     if rng.chance(50) {
         add("big".into(), Ty::Text, Role::Big);
@@ -287,7 +301,12 @@ fn table(rng: &mut Prng, number: usize, before: &[Table]) -> Table {
         3 | 4 => Form::Inherited,
         _ => Form::Plain,
     };
-    Table { name: format!("t{number}"), form, columns, identity, parent, on_delete }
+    let generated = match rng.below(8) {
+        0 => Some((Ty::Int8, "k::int8 * 2 + 1")),
+        1 => Some((Ty::Text, "coalesce(g, 'none') || '#'")),
+        _ => None,
+    };
+    Table { name: format!("t{number}"), form, columns, identity, parent, on_delete, generated }
 }
 
 /// Everything that the application creates before its first transaction.

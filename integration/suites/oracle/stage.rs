@@ -8,7 +8,8 @@ use super::query::{Grammar, Query, Relation};
 use super::scalar::{Field, Image};
 use super::schema::{Role, Table, ddl, tables};
 use super::transactions::Planner;
-use super::types::Ty;
+use super::types::{NOCASE, Ty};
+use crate::harness::{TestDatabase, left_out};
 
 /// A stream table to be made.
 #[derive(Debug, Clone)]
@@ -70,7 +71,31 @@ pub fn relation(table: &Table) -> Relation {
         // Half of a composite key says little: thousands of rows would meet thousands.
         join: matches!(c.role, Role::Key | Role::Join | Role::Parent) && c.name != "part",
     });
-    Relation { reference: table.name.clone(), fields: fields.collect() }
+    let mut fields: Vec<Field> = fields.collect();
+    fields.extend(table.generated.map(|(ty, _)| {
+        let name = "gen".to_owned();
+        Field { sql: name.clone(), name, ty, image: Image::Exact, join: false }
+    }));
+    Relation { reference: table.name.clone(), fields }
+}
+
+/// Makes the types that not every server has, and says aloud which ones it lacks.
+async fn more_types(database: &TestDatabase) -> Vec<Ty> {
+    let dba = database.as_dba().await;
+    let mut types = Vec::new();
+    for (ty, sql, name) in [
+        (Ty::Citext, "create extension citext schema app", "citext"),
+        (Ty::Nocase, NOCASE, "nondeterministic collations of ICU"),
+    ] {
+        match dba.batch_execute(sql).await {
+            Ok(()) => types.push(ty),
+            Err(error) => {
+                let why = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().to_owned());
+                left_out(&format!("PostgreSQL {} lacks {name}: {why}", database.major));
+            }
+        }
+    }
+    types
 }
 
 impl Stage {
@@ -82,9 +107,11 @@ impl Stage {
 
     /// A random stage, made on the server as it is found: queries that give too many rows, now or after a large
     /// transaction on every table (`probe` holds those open), are left out.
-    pub async fn random(seed: u64, major: u32, client: &Client, probe: &Client) -> Stage {
+    pub async fn random(seed: u64, database: &TestDatabase) -> Stage {
+        let (client, probe) = (&database.as_app().await, &database.as_app().await);
+        let major = database.major;
         let mut rng = Prng::new(seed);
-        let tables = tables(&mut rng);
+        let tables = tables(&mut rng, &more_types(database).await);
         let load = Planner::new(rng.fork(), tables.clone(), major).load();
         let mut stage = Stage::begin(seed, tables, load);
         stage.install_tables(client).await;
@@ -102,6 +129,8 @@ impl Stage {
             let view = format!("create view v{number} as {}", query.stored());
             stage.execute(client, &view).await;
             stage.views.push(view);
+            // Twice as likely as a table: views stand on views, too.
+            relations.push(query.relation(&format!("v{number}")));
             relations.push(query.relation(&format!("v{number}")));
         }
         if let Ok(file) = std::env::var("PGTRICKLE_ORACLE_QUERIES") {

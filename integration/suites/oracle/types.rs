@@ -24,14 +24,24 @@ pub enum Ty {
     Float8,
     Mood,
     Uuid,
-    /// Carried, never compared.
     Jsonb,
-    /// Carried, never compared.
     Ints,
+    /// `int4range`.
+    Range,
+    /// Without equality: carried, never compared.
+    Json,
+    /// Of the extension: equal without regard to case.
+    Citext,
+    /// Text under a nondeterministic collation of ICU, to which case is no difference.
+    Nocase,
 }
 
-/// Values without equality in the grammar are only carried.
-pub const VALUE_TYPES: [Ty; 16] = [
+/// The collation of [`Ty::Nocase`].
+pub const NOCASE: &str =
+    "create collation app.app_nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+
+/// What every server has.
+pub const VALUE_TYPES: [Ty; 19] = [
     Ty::Int2,
     Ty::Int4,
     Ty::Int8,
@@ -47,7 +57,10 @@ pub const VALUE_TYPES: [Ty; 16] = [
     Ty::Float8,
     Ty::Mood,
     Ty::Jsonb,
+    Ty::Jsonb,
     Ty::Ints,
+    Ty::Range,
+    Ty::Json,
 ];
 
 impl Ty {
@@ -71,7 +84,21 @@ impl Ty {
             Ty::Uuid => "uuid",
             Ty::Jsonb => "jsonb",
             Ty::Ints => "int[]",
+            Ty::Range => "int4range",
+            Ty::Json => "json",
+            Ty::Citext => "citext",
+            Ty::Nocase => "text",
         }
+    }
+
+    /// As the type of a column.
+    pub fn column(self) -> &'static str {
+        if self == Ty::Nocase { "text collate app_nocase" } else { self.sql() }
+    }
+
+    /// Equal values differ in the case of their letters: as a key, only that much is determined.
+    pub fn is_folded(self) -> bool {
+        matches!(self, Ty::Citext | Ty::Nocase)
     }
 
     pub fn is_int(self) -> bool {
@@ -87,13 +114,25 @@ impl Ty {
         matches!(self, Ty::Text | Ty::Varchar)
     }
 
+    /// Has no equality.
     pub fn is_passenger(self) -> bool {
-        matches!(self, Ty::Jsonb | Ty::Ints)
+        self == Ty::Json
     }
 
     /// `min` and `max` exist on all majors.
     pub fn has_extremes(self) -> bool {
-        !matches!(self, Ty::Bool | Ty::Uuid | Ty::Mood | Ty::Jsonb | Ty::Ints)
+        !matches!(
+            self,
+            Ty::Bool
+                | Ty::Uuid
+                | Ty::Mood
+                | Ty::Jsonb
+                | Ty::Ints
+                | Ty::Range
+                | Ty::Json
+                | Ty::Citext
+                | Ty::Nocase
+        )
     }
 
     /// Equality without a cast.
@@ -162,8 +201,20 @@ impl Ty {
             Ty::Float8 => format!("{}", rng.between(-400, 400) as f64 / 7.0),
             Ty::Mood => (*rng.pick(&["sad", "ok", "happy"])).to_owned(),
             Ty::Uuid => uuid(rng.below(20)),
-            Ty::Jsonb => format!("{{\"a\": {}, \"b\": [null, \"x\"]}}", rng.below(5)),
+            // Equal ones have one text: no number with a scale.
+            Ty::Jsonb | Ty::Json => match rng.below(6) {
+                0 => (*rng.pick(&["[1, 2, \"x\"]", "[]", "[[1], null]"])).to_owned(),
+                1 => (*rng.pick(&["1", "\"x\"", "null", "{}"])).to_owned(),
+                _ => format!("{{\"a\": {}, \"b\": [null, \"x\"]}}", rng.below(5)),
+            },
+            Ty::Ints if rng.chance(10) => "{}".to_owned(),
             Ty::Ints => format!("{{{},NULL,{}}}", rng.below(5), rng.below(5)),
+            Ty::Range if rng.chance(15) => (*rng.pick(&["empty", "(,3)", "[2,)"])).to_owned(),
+            Ty::Range => {
+                let low = rng.between(0, 4);
+                format!("[{low},{})", low + rng.between(1, 4))
+            }
+            Ty::Citext | Ty::Nocase => (*rng.pick(&["a", "A", "b", "aB", "Ab", "", "ä", "Ä"])).to_owned(),
         }
     }
 

@@ -88,6 +88,7 @@ const CASES: &[Case] = &[
         "searched",
         "select id, to_tsvector('days of ' || note) as v from event where to_tsvector('days ' || note) @@ plainto_tsquery('days')",
     ),
+    incremental("together", "select day as moment from event union select at from event where id > 5"),
     incremental(
         "made",
         "select id, make_timestamptz(2024, 3, 10, (id % 24 + 24) % 24, 30, 0) as m from event",

@@ -259,6 +259,17 @@ pub const CASES: &[Case] = &[
     ("lateral_chain", "select t.id, y from t, unnest(t.a) as x, generate_series(1, x) as y where x < 3"),
     ("set_in_select", "select id, unnest(a) as x from t"),
     ("sets_in_step", "select id, generate_series(1, v) as s, unnest(a) as x, h from t"),
+    // Values that nobody reads still decide how many rows there are, and whether there are any.
+    (
+        "sets_unread",
+        "select x.h, count(*) as n from (select h, generate_series(1, v % 3) as s, unnest(a) as u from t) x group by x.h",
+    ),
+    (
+        "sets_read_in_part",
+        "select x.id, x.s from (select id, generate_series(1, v % 3) as s, unnest(a) as u from t) x",
+    ),
+    ("set_counted", "select count(*) as n from (select unnest(a) as u from t) x"),
+    ("set_from_unread", "select t.id from t, unnest(t.a, array[t.v]) as x(p, q)"),
     ("set_nested", "select id, 10 * generate_series(1, v) + id as s from t where v < 4"),
     ("set_distinct", "select distinct unnest(a) as x from t"),
     ("set_grouped", "select x, count(*) as n from (select unnest(a) as x from t) y group by x"),
@@ -285,6 +296,34 @@ pub const CASES: &[Case] = &[
     ("union_jsonb", "select j from t union select j from u"),
     ("intersect_jsonb", "select j, na from t intersect select j, na from u"),
     ("except_arrays", "select na from t except all select na from u where x > 2"),
+    // Branches whose type another branch decides.
+    ("union_char_text", "select h::char(3) as x from t union select k || ' ' from u"),
+    (
+        "union_all_char_varchar",
+        "select e::char(3) as x, id from t union all select (k || ' ')::varchar(9), x from u",
+    ),
+    ("intersect_char_text", "select h::char(3) as x from t intersect all select k from u"),
+    ("except_char_text", "select h::char(3) as x from t except select k from u where x < 3"),
+    (
+        "group_char_text",
+        "select x, count(*) as n from (select h::char(3) as x from t union all select distinct k || repeat(' ', x % 2) from u) q group by x",
+    ),
+    ("union_name_text", "select h::name as x from t union select repeat(k, 30 * x) from u"),
+    (
+        "union_bits",
+        "select bt as x from t union select bt::varbit(3) from t union select b'1'::varbit from u",
+    ),
+    ("union_varbit_bit", "select bt::varbit(3) as x, id from t union all select bt, g from t"),
+    ("union_addresses", "select ip::cidr as x from t union all select ip from t where v > 2"),
+    (
+        "union_macaddr",
+        "select macaddr '08:00:2b:01:02:03' as x, v from t union all select macaddr8 '08:00:2b:ff:fe:01:02:04', x from u",
+    ),
+    ("union_oid", "select v::oid as x from t union select x - 2 from u"),
+    (
+        "union_moments",
+        "select d as x from t union select ts::timestamptz from t where v > 2 union all select ts from t where b",
+    ),
     ("join_jsonb", "select t.id as a, u.id as b from t join u on u.j = t.j where u.x < 3"),
     ("left_join_jsonb", "select t.id as a, u.id as b from t left join u on u.j = t.j and u.x = t.g"),
     ("join_numeric_arrays", "select t.id as a, u.id as b from u left join t on u.na = t.na and t.v = u.x"),
@@ -367,4 +406,8 @@ pub const CHOICE: &[&str] = &[
     "union_jsonb",
     "intersect_jsonb",
     "except_arrays",
+    "union_char_text",
+    "intersect_char_text",
+    "except_char_text",
+    "group_char_text",
 ];

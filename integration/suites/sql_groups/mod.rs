@@ -1,6 +1,7 @@
 //! Aggregates, window functions, LIMIT, DISTINCT ON, grouping sets, functions that return sets, equality that only the
 //! server knows: each query's stream table equals PostgreSQL's answer after every batch of random changes.
 
+mod aggregates;
 pub mod cases;
 pub mod plans;
 mod steady;

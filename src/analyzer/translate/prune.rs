@@ -251,7 +251,14 @@ fn rows(
     let before = width(&input);
     let total = before + batch.exprs.len();
     let mut inner: BTreeSet<usize> = need.iter().filter(|&&c| c < before).copied().collect();
-    let kept: Vec<usize> = (0..batch.exprs.len()).filter(|i| need.contains(&(before + i))).collect();
+    // Functions in the select list make the rows, whether their values are read or not; those in FROM are in the tail.
+    let makes_rows = batch.form == GroupForm::Sets && batch.tail.is_empty();
+    let mut kept: Vec<usize> =
+        (0..batch.exprs.len()).filter(|i| makes_rows || need.contains(&(before + i))).collect();
+    if kept.is_empty() && batch.form == GroupForm::Sets && batch.calls_users() {
+        // By its results alone a batch is known to run users' code, which must run as the owner.
+        kept.push(0);
+    }
     if kept.is_empty() && batch.form == GroupForm::Windows {
         let (input, mut map) = narrow(input, &inner, shared);
         map.resize(total, None);

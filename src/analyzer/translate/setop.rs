@@ -17,7 +17,8 @@ use super::stage::Stage;
 use super::{Translator, range_table_entry, types, unknown_form};
 
 /// Implicit, immutable casts of `pg_cast` without a native form: integers and numeric to float4, numeric to float8, date to
-/// timestamp, time to interval, "char" and name to text.
+/// timestamp, time to interval, "char" and name to text, texts to name, integers to oid, bit to varbit and back, cidr to inet,
+/// macaddr to macaddr8 and back.
 const SERVER_CASTS: &[(u32, u32)] = &[
     (21, 700),
     (23, 700),
@@ -28,7 +29,21 @@ const SERVER_CASTS: &[(u32, u32)] = &[
     (1083, 1186),
     (18, 25),
     (19, 25),
+    (25, 19),
+    (1042, 19),
+    (1043, 19),
+    (21, 26),
+    (23, 26),
+    (20, 26),
+    (1560, 1562),
+    (1562, 1560),
+    (650, 869),
+    (829, 774),
+    (774, 829),
 ];
+
+/// Those that read TimeZone: date and timestamp to timestamptz. Time to timetz also asks for the present day.
+const CASTS_BY_TIME_ZONE: &[(u32, u32)] = &[(1082, 1184), (1114, 1184)];
 
 impl Translator<'_> {
     pub(super) fn set_operation(&mut self, frame: &Level) -> Step<Stage> {
@@ -148,13 +163,16 @@ impl Translator<'_> {
         let (mut exprs, mut remote) = (Vec::with_capacity(to.len()), RemoteBatch::default());
         let width = stage.columns.len();
         for (i, (from, to)) in stage.columns.iter().zip(to).enumerate() {
-            if from.oid != to.oid && SERVER_CASTS.contains(&(from.oid, to.oid)) {
+            let by_time_zone = CASTS_BY_TIME_ZONE.contains(&(from.oid, to.oid));
+            if by_time_zone || SERVER_CASTS.contains(&(from.oid, to.oid)) {
                 let type_name = deparse::type_name(self.facts(), from.oid, from.typmod)?;
                 let target = deparse::type_name(self.facts(), to.oid, -1)?;
                 remote.inputs.push(RemoteInput { column: i, type_name, collate: String::new() });
                 let sql = format!("x.c{}::{target}", remote.inputs.len());
                 exprs.push(Expr::Column(width + remote.exprs.len()));
-                remote.exprs.push(RemoteExpr { sql, result: to.clone(), builtin_only: true });
+                // The owner's function has the settings of the creation.
+                let builtin_only = !by_time_zone;
+                remote.exprs.push(RemoteExpr { sql, result: to.clone(), builtin_only });
                 continue;
             }
             exprs.push(self.cast(i, from, to)?);
@@ -184,6 +202,8 @@ impl Translator<'_> {
             (Float4, Float8) => Ok(call(Kernel::Float4To8)),
             (Bpchar, b) if string(b) => Ok(call(Kernel::BpcharToText)),
             (a, b) if string(a) && string(b) => Ok(input),
+            // The same text, of which blanks at its end no longer count: what was unique need not be so any more.
+            (a, Bpchar) if string(a) => Ok(call(Kernel::Relabel)),
             // From a domain to its base type.
             (a, b) if a == b && a != Other && self.base(from) == self.base(to) => Ok(input),
             _ => {
