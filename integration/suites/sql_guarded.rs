@@ -4,7 +4,7 @@
 use super::hazards::Scene;
 use crate::harness::for_each_major;
 use crate::harness::oracle::difference_of_text;
-use crate::harness::wait::SOON;
+use crate::harness::wait::{SOON, wait_until};
 
 const TABLES: &str = "
     create table p (id int primary key, a int, b int, j jsonb);
@@ -139,6 +139,66 @@ async fn subqueries_in_calls_and_behind_guards_are_those_of_postgresql() {
             }
         }
         assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// A function that returns sets fails for its row also where nobody reads what it returns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_fails_is_an_error_also_where_nobody_reads_it() {
+    const QUERIES: &[(&str, &str, &str)] = &[
+        ("counted", "select count(*) as n from t, generate_series(1, 10 / d) g", "22012"),
+        ("listed", "select id from (select id, generate_series(1, 10 / d) as g from t) x", "22012"),
+        (
+            "kept",
+            "select distinct t.id from t left join lateral generate_series(1, 10 / d) g on true",
+            "22012",
+        ),
+        (
+            "split",
+            "select id from t, regexp_split_to_table('a', case when d = 0 then '(' else 'b' end) r",
+            "2201B",
+        ),
+        (
+            "lengths",
+            "select id from (select id, regexp_split_to_table('a', case when d = 0 then '(' else 'b' end) as r from t) x",
+            "2201B",
+        ),
+        ("own", "select t.id from t, tenths(d) r", "22012"),
+    ];
+    const TABLE: &str = "create table t (id int primary key, d int not null default 1);
+        insert into t (id) select i from generate_series(1, 20) i;
+        create function tenths(d int) returns setof int immutable language plpgsql as 'begin return query select 10 / d; end'";
+    for_each_major(async |server| {
+        let scene = Scene::start(server, TABLE).await;
+        for (name, query, _) in QUERIES {
+            let create = "select pgtrickle.create_stream_table($1, $2, refresh_mode => 'DIFFERENTIAL')";
+            scene.app.execute(create, &[name, query]).await.unwrap_or_else(|e| panic!("{query}: {e:?}"));
+        }
+        for (name, ..) in QUERIES {
+            scene.wait_status(name, "ACTIVE DIFFERENTIAL").await;
+        }
+        scene.run("update t set d = 0 where id = 3").await;
+        for (name, query, wanted) in QUERIES {
+            wait_until("the error", SOON, || async {
+                let state = scene.column(name, "last_error_sqlstate").await;
+                if state.as_deref() == Some(wanted) { Ok(()) } else { Err(format!("{query}: {state:?}")) }
+            })
+            .await;
+        }
+        scene.run("update t set d = 2 where id = 3").await;
+        for (name, ..) in QUERIES {
+            wait_until("it to be back", SOON, || async {
+                let status = scene.status(name).await;
+                if status.starts_with("SUSPENDED") {
+                    let resume = format!("select pgtrickle.resume_stream_table('{name}')");
+                    scene.app.batch_execute(&resume).await.map_err(|e| format!("{e:?}"))?;
+                }
+                if status == "ACTIVE DIFFERENTIAL" { Ok(()) } else { Err(status) }
+            })
+            .await;
+            scene.check_in_time(&[name]).await;
+        }
     })
     .await;
 }

@@ -12,8 +12,11 @@ use super::collect::{Sql, as_scalar, at_inputs, used_columns};
 use super::compute::input_of;
 use super::frame::Level;
 use super::refusal::{Refusal, Step};
-use super::stage::{Block, Stage, var_node};
+use super::stage::{Block, Stage, column_node, var_node};
 use super::{Translator, check, range_table_entry, types, unknown_form};
+
+/// `pg_type.oid` of boolean.
+const BOOL: u32 = 16;
 
 impl Translator<'_> {
     /// The functions of entry `rtindex`, expanded: a node with the fields `functions` and `funcordinality`.
@@ -72,12 +75,11 @@ impl Translator<'_> {
             exprs.push(RemoteExpr { sql: format!("f.f{attribute}"), result: ty.clone(), builtin_only });
             originals.push(var_node(rtindex, usize::try_from(attribute - 1).unwrap_or(0), ty));
         }
-        if exprs.is_empty() && !builtin_only {
-            // A batch without results would not be known to run users' code.
-            return Err(Refusal::new(
-                "unsupported.function_in_from",
-                "FROM contains a function of a user's of which no column is read",
-            ));
+        if exprs.is_empty() {
+            // Nobody reads a column: by this one it is seen that the functions fail, and whose code they run.
+            let result = types::info(self.facts(), BOOL, -1, 0);
+            originals.push(column_node(0, &result));
+            exprs.push(RemoteExpr { sql: "true".to_owned(), result, builtin_only });
         }
         let attributes: Vec<i64> = columns.iter().map(|(a, _)| *a).collect();
         let block = Block {

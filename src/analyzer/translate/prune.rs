@@ -255,8 +255,10 @@ fn rows(
     let makes_rows = batch.form == GroupForm::Sets && batch.tail.is_empty();
     let mut kept: Vec<usize> =
         (0..batch.exprs.len()).filter(|i| makes_rows || need.contains(&(before + i))).collect();
-    if kept.is_empty() && batch.form == GroupForm::Sets && batch.calls_users() {
-        // By its results alone a batch is known to run users' code, which must run as the owner.
+    // A function that fails leaves a row of errors: somebody has to look at one of them. By its results alone a batch is
+    // also known to run users' code, which must run as the owner.
+    let unread = batch.form == GroupForm::Sets && !(before..total).any(|c| need.contains(&c));
+    if kept.is_empty() && unread && total > before {
         kept.push(0);
     }
     if kept.is_empty() && batch.form == GroupForm::Windows {
@@ -272,7 +274,18 @@ fn rows(
     kept.iter().enumerate().for_each(|(new, old)| map[before + old] = Some(inner.len() + new));
     let keys = keys.into_iter().map(|k| GroupKey { column: moved(&map, k.column), ..k }).collect();
     let batch = narrowed(batch, &kept, &map);
-    (Rel::Group { input, keys, batch }, map)
+    let made = Rel::Group { input, keys, batch };
+    match unread && !kept.is_empty() {
+        true => (looked_at(made, inner.len()), map),
+        false => (made, map),
+    }
+}
+
+/// All rows; an error in the column is one of its row.
+fn looked_at(input: Rel, column: usize) -> Rel {
+    let value = || Box::new(Expr::Column(column));
+    let predicate = Expr::Or(vec![Expr::IsNull(value()), Expr::IsNotNull(value())]);
+    Rel::Filter { input: Box::new(input), predicate }
 }
 
 /// Aggregates that PostgreSQL computes; the keys stay.
