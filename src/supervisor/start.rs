@@ -82,7 +82,7 @@ pub async fn serve(
         }
         Delivery::Poll { .. } => {
             let client = options.target.connect(Purpose::Poll).await?;
-            (Stream::Poll(Polling::new(client)), lease.before.frontier.unwrap_or(0))
+            (Stream::Poll(Box::new(Polling::new(client))), lease.before.frontier.unwrap_or(0))
         }
     };
     let writer_session = options.target.connect(Purpose::Apply).await?;

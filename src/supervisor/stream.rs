@@ -19,7 +19,7 @@ const DUTY: u32 = 10;
 /// How changes reach the pipeline.
 pub(super) enum Stream {
     Slot(Box<Session>),
-    Poll(Polling),
+    Poll(Box<Polling>),
 }
 
 /// Something that arrived.
@@ -145,14 +145,14 @@ impl Stream {
     pub async fn close(self, frontier: u64, patience: Duration) {
         match self {
             Stream::Slot(session) => session.close(frontier, patience).await,
-            Stream::Poll(polling) => polling.abort(),
+            Stream::Poll(polling) => (*polling).abort(),
         }
     }
 
     pub fn abort(self) {
         match self {
             Stream::Slot(session) => session.abort(),
-            Stream::Poll(polling) => polling.abort(),
+            Stream::Poll(polling) => (*polling).abort(),
         }
     }
 }
