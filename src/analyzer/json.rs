@@ -32,17 +32,20 @@ fn with_call(cast: &Node, call: &Node) -> Option<Node> {
     let mut fields = Vec::with_capacity(cast.fields.len());
     for (name, value) in &cast.fields {
         let value = match value {
-            Value::Node(inner) if name == operand => Value::Node(Box::new(with_call(inner, call)?)),
-            Value::List(items) if name == operand => {
+            _ if name != operand => value.clone(),
+            Value::Node(inner) => Value::Node(Box::new(with_call(inner, call)?)),
+            Value::List(items) => {
                 let (first, rest) = items.split_first()?;
                 let first = Value::Node(Box::new(with_call(first.as_node()?, call)?));
                 Value::List(std::iter::once(first).chain(rest.iter().cloned()).collect())
             }
-            other => other.clone(),
+            // Without an operand there is no place for the call.
+            _ => return None,
         };
         fields.push((name.clone(), value));
     }
-    Some(Node { tag: cast.tag.clone(), fields })
+    let placed = fields.iter().any(|(name, _)| name == operand);
+    placed.then(|| Node { tag: cast.tag.clone(), fields })
 }
 
 #[cfg(test)]
