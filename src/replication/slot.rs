@@ -121,8 +121,11 @@ fn explain(error: Error, slot: &str) -> Error {
 pub async fn drop_ours(client: &Client, name: &str) -> Result<()> {
     const SQL: &str = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots
         where slot_name = $1 and not active and database = pg_catalog.current_database() and plugin = 'pgoutput'";
-    client.execute(SQL, &[&name]).await.map_err(error)?;
-    Ok(())
+    match client.execute(SQL, &[&name]).await.map_err(error) {
+        // Somebody else was quicker.
+        Err(e) if e.sqlstate() != Some("42704") => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// The backend that uses the slot, for the message of a refusal: pid, application name, client address.
