@@ -12,7 +12,8 @@ use crate::row::{Datum, Row};
 use super::native::collation_rules;
 use super::refusal::Step;
 use super::stage::{Stage, column_node, rewrite, same};
-use super::{Level, Translator, check, grouping_sets, kernels, native, types, unknown_form};
+use super::types::BOOL;
+use super::{Level, Translator, check, grouping_sets, guards, kernels, native, types, unknown_form};
 
 /// An aggregate call with the nodes that it needs computed.
 pub(super) struct Call {
@@ -246,9 +247,11 @@ impl Translator<'_> {
     ) -> (Stage, Vec<Node>) {
         let Some(domain) = frame.domain().filter(|_| without) else { return (stage, calls.to_vec()) };
         let (stage, marker) = self.with_empty_groups(stage, domain);
-        let marker = column_node(marker, &types::info(self.facts(), BOOL, -1, 0));
+        let marker = column_node(marker, &types::boolean(self.facts()));
         let marked = |call: &Node| {
-            let filter = both(marker.clone(), call.optional_node("aggfilter").cloned());
+            let conditions: Vec<Node> =
+                [Some(&marker), call.optional_node("aggfilter")].into_iter().flatten().cloned().collect();
+            let filter = guards::all(&conditions).unwrap_or_else(|| marker.clone());
             let mut call = call.clone();
             for (_, value) in call.fields.iter_mut().filter(|(name, _)| name == "aggfilter") {
                 *value = Value::Node(Box::new(filter.clone()));
@@ -276,7 +279,7 @@ impl Translator<'_> {
             Rel::Project { input: Box::new(domain.rel.clone()), exprs: padded },
         ];
         let mut columns = stage.columns;
-        columns.push(types::info(self.facts(), BOOL, -1, 0));
+        columns.push(types::boolean(self.facts()));
         (Stage { rel: Rel::UnionAll { inputs }, columns, blocks: stage.blocks }, width)
     }
 
@@ -343,18 +346,6 @@ impl Translator<'_> {
         };
         Ok(function.map(|function| Call { function, argument: Some(argument), filter, distinct }))
     }
-}
-
-/// `pg_type.oid` of boolean.
-const BOOL: u32 = 16;
-
-/// `marker AND filter`.
-fn both(marker: Node, filter: Option<Node>) -> Node {
-    let Some(filter) = filter else { return marker };
-    let args = [marker, filter].map(|n| Value::Node(Box::new(n)));
-    let fields = [("boolop", Value::Token("and".to_owned())), ("args", Value::List(args.to_vec()))];
-    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    Node { tag: "BOOLEXPR".to_owned(), fields }
 }
 
 /// Aggregates that are told apart by the declared argument type.

@@ -245,13 +245,13 @@ impl Translator<'_> {
         let mut order: Vec<Expr> = exprs.drain(..own).collect();
         order.push(truth(Some(true)));
         order.extend(exprs);
-        types.insert(own, types::info(self.facts(), 16, -1, 0));
+        types.insert(own, types::boolean(self.facts()));
         Stage::new(Rel::Project { input, exprs: order }, types).with_outer(own + 1)
     }
 
     /// Adds a computed boolean column to the target.
     pub(super) fn computed(&self, target: &mut Target, expr: Expr) -> Node {
-        let ty = types::info(self.facts(), 16, -1, 0);
+        let ty = types::boolean(self.facts());
         let mut exprs = columns(target.stage.columns.len());
         exprs.push(expr);
         let input = std::mem::replace(&mut target.stage.rel, Rel::Constant { rows: Vec::new() });
@@ -418,7 +418,7 @@ impl Translator<'_> {
             .iter()
             .map(|&column| GroupKey { column, form: KeyForm::by_image(&answer.columns[column]) })
             .collect();
-        let mut types: Vec<TypeInfo> = vec![types::info(self.facts(), 16, -1, 0); 2];
+        let mut types: Vec<TypeInfo> = vec![types::boolean(self.facts()); 2];
         types.extend(outer.iter().map(|&c| answer.columns[c].clone()));
         let mut exprs = columns(answer.columns.len());
         exprs.push(Expr::IsNull(Box::new(Expr::Column(tested[0]))));

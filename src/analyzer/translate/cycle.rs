@@ -12,10 +12,9 @@ use crate::row::{Datum, Row, TypeClass, TypeInfo};
 use super::recursion::refused;
 use super::refusal::Step;
 use super::stage::{Stage, same, var_node};
+use super::types::BOOL;
 use super::{Translator, range_table_entry, types, unknown_form};
 
-/// `pg_type.oid` of boolean.
-const BOOL: u32 = 16;
 /// `pg_type.oid` of text[].
 const TEXT_ARRAY: u32 = 1009;
 
@@ -150,7 +149,7 @@ impl Translator<'_> {
         exprs.push(Expr::Literal(Row::from_datums([Datum::Bool(false)])));
         exprs.push(Expr::Column(width));
         let mut columns = stage.columns;
-        columns.push(types::info(self.facts(), BOOL, -1, 0));
+        columns.push(types::boolean(self.facts()));
         columns.push(types::info(self.facts(), TEXT_ARRAY, -1, 0));
         Ok(Stage::new(Rel::Project { input: Box::new(rel), exprs }, columns))
     }

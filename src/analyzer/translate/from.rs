@@ -178,8 +178,8 @@ impl Translator<'_> {
         }
     }
 
-    /// One item that is no inner join, with the conditions on it (early, or on the side that it keeps) applied; `outer`: it refers to what is
-    /// around the query, so that its rows carry the domain.
+    /// One item that is no inner join, with the conditions on it (early, or on the side that it keeps) applied; `outer`: it
+    /// refers to what is around the query, so that its rows carry the domain.
     fn item(&mut self, frame: &Level, item: &Node, conditions: Vec<Condition>, outer: bool) -> Step<Stage> {
         if item.tag == "RANGETBLREF" {
             let stage = self.range_table(frame, item.int("rtindex")?)?;

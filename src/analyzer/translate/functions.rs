@@ -15,9 +15,6 @@ use super::refusal::{Refusal, Step};
 use super::stage::{Block, Stage, column_node, var_node};
 use super::{Translator, check, range_table_entry, types, unknown_form};
 
-/// `pg_type.oid` of boolean.
-const BOOL: u32 = 16;
-
 impl Translator<'_> {
     /// The functions of entry `rtindex`, expanded: a node with the fields `functions` and `funcordinality`.
     pub(super) fn function_calls(&self, frame: &Level, rtindex: i64) -> Step<Node> {
@@ -77,7 +74,7 @@ impl Translator<'_> {
         }
         if exprs.is_empty() {
             // Nobody reads a column: by this one it is seen that the functions fail, and whose code they run.
-            let result = types::info(self.facts(), BOOL, -1, 0);
+            let result = types::boolean(self.facts());
             originals.push(column_node(0, &result));
             exprs.push(RemoteExpr { sql: "true".to_owned(), result, builtin_only });
         }

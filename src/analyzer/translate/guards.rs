@@ -12,7 +12,7 @@ use super::attach::Target;
 use super::join::Equality;
 use super::refusal::Step;
 use super::stage::Stage;
-use super::subquery::has_subplan;
+use super::subquery::{Kind, has_subplan};
 use super::{Translator, native};
 
 /// When the server looks at an argument that comes after another one.
@@ -53,7 +53,7 @@ pub(super) fn can_guard(arg: &Node) -> bool {
     can
 }
 
-/// One condition, computed from left to right until one of them (never NULL) is false. `None`: there are none.
+/// AND of the conditions, computed from left to right until one is false. `None`: there are none.
 pub(super) fn all(conditions: &[Node]) -> Option<Node> {
     match conditions {
         [] => None,
@@ -120,7 +120,6 @@ impl Translator<'_> {
     /// Whether the server computes the condition after those without subqueries: each row (or each pair) costs it a run of
     /// one. What a subquery without references gives is computed once, and then costs nothing.
     pub(super) fn is_late(&self, condition: &Node) -> Step<bool> {
-        use super::subquery::Kind;
         let mut late = Ok(false);
         condition.walk(&mut |n| {
             if n.tag == "SUBPLAN" && matches!(late, Ok(false)) {

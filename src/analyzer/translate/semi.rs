@@ -8,13 +8,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::analyzer::node::{Node, Value};
+use crate::analyzer::node::Node;
 use crate::plan::expr::{Comparison, Expr};
 use crate::plan::{JoinKey, JoinKind, Rel};
 use crate::row::TypeInfo;
 use crate::row::key::KeyForm;
 
-use super::Translator;
 use super::attach::{null_rows, parameter};
 use super::frame::{Frame, Level, Outer};
 use super::from::Condition;
@@ -23,6 +22,7 @@ use super::native::compile;
 use super::refusal::Step;
 use super::stage::{ANSWER, LEFT, OUTER, Stage, placed_column, rewrite, var_node};
 use super::subquery::{Call, Kind, has_subplan};
+use super::{Translator, guards};
 
 /// A subquery of tables and conditions alone.
 pub(super) struct Plain {
@@ -44,22 +44,6 @@ fn split(node: &Node) -> Option<(&Node, bool)> {
 /// An expression over the columns of a stage as one over [`LEFT`].
 fn over_left(node: &Node) -> Step<Node> {
     rewrite(node, &mut |n| Ok(placed_column(n).map(|_| super::stage::with_fields(n, &[("varno", LEFT)]))))
-}
-
-/// All of the conditions (at least one).
-fn all_of(conditions: Vec<Condition>) -> Node {
-    let mut nodes: Vec<Node> = conditions.into_iter().map(|c| c.node).collect();
-    match (nodes.pop(), nodes.is_empty()) {
-        (Some(only), true) => only,
-        (last, _) => {
-            let args = nodes.into_iter().chain(last).map(|n| Value::Node(Box::new(n))).collect();
-            let fields = vec![
-                ("boolop".to_owned(), Value::Token("and".to_owned())),
-                ("args".to_owned(), Value::List(args)),
-            ];
-            Node { tag: "BOOLEXPR".to_owned(), fields }
-        }
-    }
 }
 
 fn plain_clauses(query: &Node, aggregated: bool) -> bool {
@@ -179,7 +163,8 @@ impl Translator<'_> {
             return self.reduced(stage, (entries, rows), conditions, kind, Vec::new());
         };
         let mut nodes = equalities.iter().map(|e| rows.place(&e.right)).collect::<Step<Vec<_>>>()?;
-        nodes.push(rows.place(&all_of(fallible))?);
+        let fallible: Vec<Node> = fallible.into_iter().map(|c| c.node).collect();
+        nodes.extend(guards::all(&fallible).map(|all| rows.place(&all)).transpose()?);
         let (rows, columns) = self.columns_for(rows, &nodes)?;
         let types: Vec<TypeInfo> = columns.iter().map(|&c| rows.columns[c].clone()).collect();
         let flag = types.len() - 1;

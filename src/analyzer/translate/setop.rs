@@ -121,7 +121,7 @@ impl Translator<'_> {
             Rel::Project { input: Box::new(rel), exprs }
         };
         let mut all = columns.to_vec();
-        all.push(types::info(self.facts(), 16, -1, 0));
+        all.push(types::boolean(self.facts()));
         let inputs = vec![marked(left, true), marked(right, false)];
         let by: Vec<(usize, bool)> =
             (0..visible).map(|c| (c, hashable.get(c).copied().unwrap_or(false))).collect();

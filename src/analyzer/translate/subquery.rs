@@ -55,7 +55,6 @@ pub(super) fn has_subplan(node: &Node) -> bool {
 
 /// Result type of a SUBLINK node.
 pub(super) fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
-    const BOOL: u32 = 16;
     match node.int("subLinkType")? {
         4 => {
             let targets = node.node("subselect")?.nodes("targetList")?;
@@ -69,7 +68,7 @@ pub(super) fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
                 types::type_of(facts, first.ok_or_else(|| unknown_form("a subquery"))?.node("expr")?)?;
             array::array_type(facts, &element)
         }
-        _ => Ok(types::info(facts, BOOL, -1, 0)),
+        _ => Ok(types::boolean(facts)),
     }
 }
 

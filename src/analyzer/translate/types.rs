@@ -6,7 +6,8 @@ use crate::row::{TypeClass, TypeInfo};
 
 use super::refusal::{Refusal, Step};
 
-const BOOL: u32 = 16;
+/// `pg_type.oid` of boolean.
+pub const BOOL: u32 = 16;
 const INT4: u32 = 23;
 
 /// Result type of an expression node.
@@ -58,7 +59,7 @@ pub fn type_of(facts: &Facts, node: &Node) -> Step<TypeInfo> {
             return Ok(info(facts, ty, common_typmod(ty, &args?), collation));
         }
         "BOOLEXPR" | "NULLTEST" | "BOOLEANTEST" | "DISTINCTEXPR" | "SCALARARRAYOPEXPR" | "ROWCOMPAREEXPR" => {
-            return Ok(info(facts, BOOL, -1, 0));
+            return Ok(boolean(facts));
         }
         "COLLATEEXPR" => {
             let arg = type_of(facts, node.node("arg")?)?;
@@ -85,6 +86,10 @@ pub fn info(facts: &Facts, oid: u32, typmod: i32, collation: u32) -> TypeInfo {
     let typtype = facts.types.get(&base).map_or('b', |t| t.typtype);
     let deterministic = collation == 0 || facts.collations.get(&collation).is_some_and(|c| c.deterministic);
     TypeInfo { oid, typmod, collation, deterministic, class: TypeClass::of(base, typtype) }
+}
+
+pub fn boolean(facts: &Facts) -> TypeInfo {
+    info(facts, BOOL, -1, 0)
 }
 
 /// The type's name for messages.

@@ -15,9 +15,6 @@ use super::refusal::{Refusal, Step};
 use super::stage::{Block, Stage, var_node};
 use super::{ROW_ID, Translator, entry_name, range_table_entry, types, unknown_form};
 
-/// `pg_type.oid` of boolean.
-const BOOL: u32 = 16;
-
 fn refused(entry: &Node, why: &str) -> Refusal {
     Refusal::new(
         "unsupported.whole_row",
@@ -87,7 +84,7 @@ impl Translator<'_> {
 
     /// The column (attribute 0) that says whether an entry's row is there.
     fn presence(&self, rtindex: i64) -> Node {
-        let mut var = var_node(rtindex, 0, &types::info(self.facts(), BOOL, -1, 0));
+        let mut var = var_node(rtindex, 0, &types::boolean(self.facts()));
         var.fields.iter_mut().filter(|(n, _)| n == "varattno").for_each(|(_, v)| *v = Value::Int(0));
         var
     }
@@ -144,7 +141,7 @@ impl Translator<'_> {
         let start = columns.len();
         let mut exprs: Vec<Expr> = (0..start).map(Expr::Column).collect();
         exprs.push(Expr::Literal(Row::from_datums([Datum::Bool(true)])));
-        columns.push(types::info(self.facts(), BOOL, -1, 0));
+        columns.push(types::boolean(self.facts()));
         blocks.push(Block { rtindex, start, attributes: vec![0] });
         Ok(Stage { rel: Rel::Project { input: Box::new(rel), exprs }, columns, blocks })
     }
