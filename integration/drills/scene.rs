@@ -8,6 +8,7 @@ use super::proof::{Before, PATIENCE, first_right_answer, wait_active};
 use super::tools::Drill;
 use super::workload::{Workload, transaction};
 use crate::harness::database::{APP, SIDECAR, connect, pgtrickle, printed};
+use crate::harness::fault::Proxy;
 use crate::harness::servers::{SUPERUSER, Server};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::wait::wait_until;
@@ -179,6 +180,17 @@ impl Scene {
     pub async fn on(server: Server, owner: &'static str) -> Scene {
         let db = create_database(&server, owner).await;
         Self::live(server, db).await
+    }
+
+    /// The sidecar goes on behind a proxy in front of the server; with the database as it is reached there.
+    pub async fn behind_proxy(&mut self) -> (Proxy, Database, Sidecar) {
+        assert_eq!(self.sidecar.terminate(PATIENCE).await, Some(0));
+        let proxy = Proxy::start(self.db.port).await;
+        let address = Database { port: proxy.port(), ..self.db.clone() };
+        let mut sidecar = address.sidecar();
+        sidecar.wait_ready(PATIENCE).await;
+        self.load.progress(20).await;
+        (proxy, address, sidecar)
     }
 
     /// As [`Scene::set`]; then changes are captured by triggers and read from buffers.

@@ -9,7 +9,6 @@ use super::proof::{Before, Expect, PATIENCE, become_equal, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{When, blocking, drill, drill_on};
 use crate::harness::database::SIDECAR;
-use crate::harness::fault::Proxy;
 use crate::harness::wait::{wait_for_value, wait_until};
 
 /// Name of the pipeline's slot.
@@ -344,12 +343,7 @@ async fn the_walsender_is_silent_for_long() {
 async fn the_path_to_the_server_is_frozen() {
     drill("path-frozen", When::All, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
-        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
-        let proxy = Proxy::start(scene.db.port).await;
-        let address = Database { port: proxy.port(), ..scene.db.clone() };
-        let mut sidecar = address.sidecar();
-        sidecar.wait_ready(PATIENCE).await;
-        scene.load.progress(20).await;
+        let (proxy, _, mut sidecar) = scene.behind_proxy().await;
         proxy.freeze();
         wait_until("the silence to be noticed", PATIENCE * 3, || async {
             let logs = sidecar.logs();

@@ -6,7 +6,6 @@ use super::physical::{base_backup, borrowed};
 use super::proof::{Before, Expect, PATIENCE, prove, prove_served};
 use super::scene::{Database, NAME, Scene};
 use super::tools::{Drill, When, blocking, drill, drill_on, give};
-use crate::harness::fault::Proxy;
 use crate::harness::servers::{SUPERUSER, Server};
 use crate::harness::wait::wait_until;
 
@@ -150,11 +149,7 @@ async fn a_failover_slot_is_ahead_of_the_promoted_database() {
 async fn the_primary_is_switched_behind_one_address() {
     drill("switch-over", When::All, async |drill| {
         let mut scene = Scene::set(drill, &[]).await;
-        assert_eq!(scene.sidecar.terminate(PATIENCE).await, Some(0));
-        let proxy = Proxy::start(scene.db.port).await;
-        let address = Database { port: proxy.port(), ..scene.db.clone() };
-        let mut sidecar = address.sidecar();
-        sidecar.wait_ready(PATIENCE).await;
+        let (proxy, address, mut sidecar) = scene.behind_proxy().await;
         let standby = standby(drill, &scene, &[]).await;
         let copy = Database::new(&standby, NAME);
         scene.load.progress(20).await;

@@ -4,6 +4,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+use super::cli_manage::NINE_ROWS;
 use super::hazards::Scene;
 use super::json_shapes::{assert_documented, is_documented};
 use crate::harness::database::{APP, SIDECAR, pgtrickle, printed};
@@ -31,13 +32,10 @@ fn told(db: &TestDatabase, role: &str, command: &str, more: &[&str]) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_done_with_stream_tables_is_told_as_json() {
     for_each_major(async |server| {
-        let scene = Scene::start(
-            server,
-            "create table t (id int primary key, v int not null); insert into t select i, i % 3 from generate_series(1, 9) i",
-        )
-        .await;
+        let scene = Scene::start(server, NINE_ROWS).await;
         let db = &scene.db;
-        let created = told(db, APP, "create", &["app.counts", "select v, count(*) as n from app.t group by v"]);
+        let created =
+            told(db, APP, "create", &["app.counts", "select v, count(*) as n from app.t group by v"]);
         assert_eq!((&created["done"], &created["refresh_mode"]), (&json!("created"), &json!("DIFFERENTIAL")));
         let name = created["stream_table"].as_str().unwrap();
         let full = told(db, APP, "create", &["app.now_and_then", "select id, now() as at from app.t"]);
@@ -64,7 +62,10 @@ async fn what_was_done_with_stream_tables_is_told_as_json() {
             let value = told(db, APP, command, &[name]);
             let message = &value["stream_tables"][0]["message"];
             assert_eq!(message.is_string(), command == "repair", "{value:#}");
-            assert_eq!(value["stream_tables"], json!([{"stream_table": name, "done": done, "message": message}]));
+            assert_eq!(
+                value["stream_tables"],
+                json!([{"stream_table": name, "done": done, "message": message}])
+            );
         }
         // What came before a refusal is told, and the refusal decides the exit code.
         let output = ask(db, APP, "drop", &["app.now_and_then", "nowhere"]);

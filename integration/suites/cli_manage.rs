@@ -27,6 +27,9 @@ fn expect(output: &Output, code: i32, words: &[&str]) {
     }
 }
 
+/// A table for stream tables that commands make.
+pub(super) const NINE_ROWS: &str = "create table t (id int primary key, v int not null); insert into t select i, i % 3 from generate_series(1, 9) i";
+
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", printed(output)))
 }
@@ -34,11 +37,7 @@ fn json(output: &Output) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_table_lives_its_whole_life_on_the_command_line() {
     for_each_major(async |server| {
-        let scene = Scene::start(
-            server,
-            "create table t (id int primary key, v int not null); insert into t select i, i % 3 from generate_series(1, 9) i",
-        )
-        .await;
+        let scene = Scene::start(server, NINE_ROWS).await;
         let db = &scene.db;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("q.sql");

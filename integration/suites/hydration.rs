@@ -341,9 +341,10 @@ async fn a_stream_table_that_is_dropped_while_it_is_loaded_concerns_no_other() {
 /// Reading a source ends in the server as soon as it is given up: nothing of it runs on beside the next attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_that_is_given_up_ends_in_the_server() {
-    for_each_major(async |server| {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
         let mut scene = Scene::start(
-            server,
+            &server,
             "create table large (id int primary key, body text);
              insert into large select i, repeat('x', 1000) from generate_series(1, 60000) i",
         )

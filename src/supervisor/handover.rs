@@ -116,10 +116,14 @@ impl Engine {
     /// Starts to make the slot ready when it is time and nothing else is being changed.
     async fn begin(&mut self) -> Result<()> {
         let due = self.handover.next.is_none_or(|at| at <= Instant::now());
-        if !due || self.preparing.is_some() {
+        if !due {
             return Ok(());
         }
         self.handover.next = Some(Instant::now() + EVERY);
+        if self.preparing.is_some() {
+            // For as long as that takes, a slot that was given up would keep WAL.
+            return self.tidy().await;
+        }
         let mode = diagnose::cdc_mode(&self.control, &self.options).await?;
         if mode == CdcMode::Trigger {
             return self.tidy().await;

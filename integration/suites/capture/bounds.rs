@@ -1,9 +1,12 @@
 //! What capture may cost while nobody reads it.
 
-use super::world::World;
+use super::world::{World, Writers};
 use super::{becomes, text};
-use crate::harness::servers::{SUPERUSER, each, own_cluster};
+use crate::harness::servers::{SUPERUSER, Server, each, own_cluster};
 use crate::harness::{SOON, Sidecar, TestDatabase, for_each_major};
+
+/// About 3 MB of WAL.
+const NOISE: &str = "create table if not exists noise (t text); insert into noise select repeat(md5(i::text), 30) from generate_series(1, 3000) i";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buffer_that_nobody_reads_stays_bounded_and_the_return_repairs_by_difference() {
@@ -112,12 +115,11 @@ async fn a_slot_past_its_thresholds_is_told_once_and_given_up_where_the_policy_s
         // An open transaction holds the slot back while others write.
         let old = db.as_app().await;
         let hold = "begin; update accounts set amount = amount where id = 1";
-        let noise = "create table if not exists noise (t text); insert into noise select repeat(md5(i::text), 30) from generate_series(1, 3000) i";
         old.batch_execute(hold).await.unwrap();
-        dba.batch_execute(noise).await.unwrap();
+        dba.batch_execute(NOISE).await.unwrap();
         assert_eq!(listener.next().await, "slot_lag_warning");
         for _ in 0..3 {
-            dba.batch_execute(noise).await.unwrap();
+            dba.batch_execute(NOISE).await.unwrap();
         }
         assert_eq!(listener.next().await, "slot_lag_critical");
         old.batch_execute("commit").await.unwrap();
@@ -126,10 +128,8 @@ async fn a_slot_past_its_thresholds_is_told_once_and_given_up_where_the_policy_s
         // The same with the policy that gives the slot up.
         dba.batch_execute("insert into pgtrickle.settings values ('slot_policy', 'shed')").await.unwrap();
         old.batch_execute(hold).await.unwrap();
-        for _ in 0..4 {
-            dba.batch_execute(noise).await.unwrap();
-        }
-        becomes(&dba, "select count(*) || '' from pg_replication_slots", "0").await;
+        write_wal(&dba).await;
+        becomes(&dba, SLOTS, "0").await;
         let writers = world.writers(&db, 2).await;
         writers.more(50).await;
         old.batch_execute("commit").await.unwrap();
@@ -147,44 +147,28 @@ async fn a_slot_past_its_thresholds_is_told_once_and_given_up_where_the_policy_s
 /// A slot that waits for an open transaction before it exists keeps WAL as one that is read does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_waits_to_be_made_past_the_threshold_is_given_up_too() {
-    const SLOTS: &str = "select count(*) || '' from pg_replication_slots";
     each(async |major| {
-        let server = own_cluster(major, &[]).await;
-        let db = TestDatabase::create(&server).await;
-        db.install();
-        let world = World::new(&db, false).await;
-        let dba = db.as_dba().await;
-        dba.batch_execute(
-            "insert into pgtrickle.settings values ('slot_policy', 'shed'),
-                ('slot_lag_critical_threshold_mb', '8'), ('slot_return_after', '3 s')",
+        let case = Case::new(major).await;
+        let old = case.open_elsewhere().await;
+        let mut sidecar = Sidecar::start(&case.db, &[]);
+        becomes(&case.dba, SLOTS, "1").await;
+        write_wal(&case.dba).await;
+        becomes(
+            &case.dba,
+            "select coalesce(delivery, '') || ' ' || (slot_shed_at is not null) from pgtrickle.pgt_pipelines",
+            "poll true",
         )
-        .await
-        .unwrap();
-        let elsewhere = TestDatabase::create(&server).await;
-        let old = elsewhere.as_dba().await;
-        old.batch_execute("begin; select txid_current()").await.unwrap();
-        let mut sidecar = Sidecar::start(&db, &[]);
-        becomes(&dba, SLOTS, "1").await;
-        for _ in 0..4 {
-            let noise = "create table if not exists noise (t text); insert into noise select repeat(md5(i::text), 30) from generate_series(1, 3000) i";
-            dba.batch_execute(noise).await.unwrap();
-        }
-        becomes(&dba, "select coalesce(delivery, '') || ' ' || (slot_shed_at is not null) from pgtrickle.pgt_pipelines", "poll true").await;
-        let reason = text(&dba, "select delivery_reason from pgtrickle.pgt_pipelines").await;
+        .await;
+        let reason = text(&case.dba, "select delivery_reason from pgtrickle.pgt_pipelines").await;
         assert!(reason.contains("waits for open transactions") && reason.contains("given up"), "{reason}");
-        assert_eq!(text(&dba, SLOTS).await, "0");
+        assert_eq!(text(&case.dba, SLOTS).await, "0");
         sidecar.wait_ready(SOON).await;
-        world.create().await;
-        world.active().await;
-        let writers = world.writers(&db, 2).await;
+        case.world.create().await;
+        case.world.active().await;
+        let writers = case.world.writers(&case.db, 2).await;
         writers.more(50).await;
         old.batch_execute("commit").await.unwrap();
-        becomes(&dba, super::CAPTURE, "wal").await;
-        writers.more(50).await;
-        writers.stop().await;
-        world.active().await;
-        world.check().await;
-        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        case.ends_with_wal(writers, sidecar).await;
     })
     .await;
 }
@@ -192,47 +176,132 @@ async fn a_slot_that_waits_to_be_made_past_the_threshold_is_given_up_too() {
 /// Whoever leaves takes with him what he waits for: made later, the slot would keep WAL for nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_waits_to_be_made_goes_with_a_detach() {
-    const SLOTS: &str = "select count(*) || '' from pg_replication_slots";
     each(async |major| {
+        let case = Case::new(major).await;
+        let (old, sidecar) = case.waits_for_its_slot().await;
+        case.dba.batch_execute("select pgtrickle.detach()").await.unwrap();
+        becomes(&case.dba, SLOTS, "0").await;
+        case.dba.batch_execute("select pgtrickle.attach()").await.unwrap();
+        becomes(&case.dba, SLOTS, "1").await;
+        let writers = case.world.writers(&case.db, 2).await;
+        writers.more(50).await;
+        // The session that makes it is ended: another one follows, and nobody starts anew.
+        let generation = "select generation::text from pgtrickle.pgt_pipelines";
+        let before = text(&case.dba, generation).await;
+        case.dba
+            .batch_execute("select pg_terminate_backend(active_pid) from pg_replication_slots")
+            .await
+            .unwrap();
+        becomes(&case.dba, SLOTS, "0").await;
+        becomes(&case.dba, SLOTS, "1").await;
+        old.batch_execute("commit").await.unwrap();
+        becomes(&case.dba, super::CAPTURE, "wal").await;
+        assert_eq!(text(&case.dba, generation).await, before, "{}", sidecar.logs());
+        case.ends_with_wal(writers, sidecar).await;
+    })
+    .await;
+}
+
+/// While something is prepared the stream does not take over from the buffers: the slot that is ready must not keep WAL, and
+/// must not be left either until the preparation ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_ready_and_not_used_past_the_threshold_is_given_up() {
+    each(async |major| {
+        let case = Case::new(major).await;
+        case.world
+            .app
+            .batch_execute(
+                "create table large (id int primary key, body text);
+                 insert into large select i, repeat('x', 1000) from generate_series(1, 60000) i",
+            )
+            .await
+            .unwrap();
+        let (old, sidecar) = case.waits_for_its_slot().await;
+        case.dba
+            .batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '1')")
+            .await
+            .unwrap();
+        // At that rate it takes a minute.
+        let create = "select pgtrickle.create_stream_table('slow', 'select id, body from large')";
+        case.world.app.batch_execute(create).await.unwrap();
+        const LOADING: &str =
+            "select count(*) || '' from pg_stat_activity where application_name = 'pgtrickle:main:hydrate'
+            and datname = current_database()";
+        becomes(&case.dba, LOADING, "1").await;
+        old.batch_execute("commit").await.unwrap();
+        write_wal(&case.dba).await;
+        becomes(&case.dba, SLOTS, "0").await;
+        assert_eq!(text(&case.dba, LOADING).await, "1", "the slot was kept until everything was loaded");
+        assert!(sidecar.logs().contains("before it is used"), "{}", sidecar.logs());
+        let writers = case.world.writers(&case.db, 2).await;
+        case.ends_with_wal(writers, sidecar).await;
+    })
+    .await;
+}
+
+const SLOTS: &str = "select count(*) || '' from pg_replication_slots";
+
+/// More WAL than the threshold of a [`Case`], about nothing that anybody reads.
+async fn write_wal(client: &tokio_postgres::Client) {
+    for _ in 0..4 {
+        client.batch_execute(NOISE).await.unwrap();
+    }
+}
+
+/// A cluster of its own with little room for WAL. What is first here goes first.
+struct Case {
+    dba: tokio_postgres::Client,
+    world: World,
+    elsewhere: TestDatabase,
+    db: TestDatabase,
+    _server: Server,
+}
+
+impl Case {
+    async fn new(major: u32) -> Case {
         let server = own_cluster(major, &[]).await;
         let db = TestDatabase::create(&server).await;
         db.install();
         let world = World::new(&db, false).await;
         let dba = db.as_dba().await;
-        let mut sidecar = Sidecar::start(&db, &["--cdc-mode", "trigger"]);
-        sidecar.wait_ready(SOON).await;
-        world.create().await;
-        world.active().await;
-        assert_eq!(sidecar.terminate(SOON).await, Some(0));
-        let elsewhere = TestDatabase::create(&server).await;
-        let old = elsewhere.as_dba().await;
+        dba.batch_execute(
+            "insert into pgtrickle.settings values ('slot_lag_critical_threshold_mb', '8'), ('slot_return_after', '3 s')",
+        )
+        .await
+        .unwrap();
+        Case { dba, world, elsewhere: TestDatabase::create(&server).await, db, _server: server }
+    }
+
+    /// An open transaction that every new slot waits for.
+    async fn open_elsewhere(&self) -> tokio_postgres::Client {
+        let old = self.elsewhere.as_dba().await;
         old.batch_execute("begin; select txid_current()").await.unwrap();
-        // On the way back to the WAL.
-        let mut sidecar = Sidecar::start(&db, &["--cdc-mode", "auto"]);
+        old
+    }
+
+    /// Stream tables that are captured by triggers, and a sidecar on its way back to the WAL that waits for that transaction.
+    async fn waits_for_its_slot(&self) -> (tokio_postgres::Client, Sidecar) {
+        let mut sidecar = Sidecar::start(&self.db, &["--cdc-mode", "trigger"]);
         sidecar.wait_ready(SOON).await;
-        becomes(&dba, SLOTS, "1").await;
-        dba.batch_execute("select pgtrickle.detach()").await.unwrap();
-        becomes(&dba, SLOTS, "0").await;
-        dba.batch_execute("select pgtrickle.attach()").await.unwrap();
-        becomes(&dba, SLOTS, "1").await;
-        let writers = world.writers(&db, 2).await;
-        writers.more(50).await;
-        // The session that makes it is ended: another one follows, and nobody starts anew.
-        let generation = "select generation::text from pgtrickle.pgt_pipelines";
-        let before = text(&dba, generation).await;
-        dba.batch_execute("select pg_terminate_backend(active_pid) from pg_replication_slots").await.unwrap();
-        becomes(&dba, SLOTS, "0").await;
-        becomes(&dba, SLOTS, "1").await;
-        old.batch_execute("commit").await.unwrap();
-        becomes(&dba, super::CAPTURE, "wal").await;
-        assert_eq!(text(&dba, generation).await, before, "{}", sidecar.logs());
+        self.world.create().await;
+        self.world.active().await;
+        assert_eq!(sidecar.terminate(SOON).await, Some(0));
+        let old = self.open_elsewhere().await;
+        let mut sidecar = Sidecar::start(&self.db, &["--cdc-mode", "auto"]);
+        sidecar.wait_ready(SOON).await;
+        becomes(&self.dba, SLOTS, "1").await;
+        (old, sidecar)
+    }
+
+    /// Changes come from the WAL again, and nothing was lost on the way.
+    async fn ends_with_wal(self, writers: Writers, mut sidecar: Sidecar) {
+        becomes(&self.dba, super::CAPTURE, "wal").await;
         writers.more(50).await;
         writers.stop().await;
-        world.active().await;
-        world.check().await;
+        self.world.active().await;
+        self.world.check().await;
         assert_eq!(sidecar.terminate(SOON).await, Some(0));
-    })
-    .await;
+    }
 }
 
 /// Rows of each change buffer that fulfil a condition.

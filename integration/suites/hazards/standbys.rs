@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::Scene;
+use crate::harness::database::SIDECAR;
 use crate::harness::servers::{SUPERUSER, each, own_cluster};
 use crate::harness::wait::{SOON, wait_until};
 
@@ -77,4 +78,57 @@ async fn writes_go_on(scene: &mut Scene) {
     })
     .await;
     scene.check(&["sums"]).await;
+}
+
+/// An apply of what was kept for a schedule commits for as long as a standby likes. A stream table of it that is prepared anew
+/// meanwhile must not read its rows before: the difference would be written on top.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preparation_waits_for_the_apply_under_way() {
+    each(async |major| {
+        let server = own_cluster(major, &[]).await;
+        let mut scene = Scene::start(
+            &server,
+            "create table t (id int primary key, v int not null); insert into t select i, i from generate_series(1, 20) i;
+             create function third(v int) returns int immutable language plpgsql as 'begin return v % 3; end'",
+        )
+        .await;
+        scene.run("select pgtrickle.create_stream_table('bag', 'select third(v) as k from t', schedule => 'manual')").await;
+        scene.wait_status("bag", "ACTIVE DIFFERENTIAL").await;
+        let asking = scene.db.as_app().await;
+        for client in [&scene.app, &scene.dba, &asking] {
+            client.batch_execute("set synchronous_commit = local").await.unwrap();
+        }
+        // Whoever connects from here on waits for no standby; the session that writes stream tables does.
+        let nobody = "alter system set synchronous_standby_names = 'nobody'";
+        scene.dba.batch_execute(nobody).await.unwrap();
+        scene.dba.batch_execute(&format!("alter role {SIDECAR} set synchronous_commit = local; select pg_reload_conf()")).await.unwrap();
+        scene.run("insert into t select i, i from generate_series(100, 130) i").await;
+        let refresh = tokio::spawn(async move { asking.execute("select pgtrickle.refresh_stream_table('bag')", &[]).await });
+        const WRITING: &str = "select count(*) = 1 from pg_stat_activity
+            where application_name = 'pgtrickle:main:apply' and wait_event = 'SyncRep'";
+        holds(&scene, "the apply to wait for a standby", WRITING).await;
+        scene.run("create or replace function third(v int) returns int immutable language plpgsql as 'begin return v % 3; end'").await;
+        // It is planned, and waits; or it has gone on already.
+        const PLANNED: &str = "select exists (select from pg_stat_activity where application_name = 'pgtrickle:main:analyze'
+                and state = 'idle' and query like '%(refresh_mode, refresh_reason) is distinct from%')
+            or exists (select from pgtrickle.pgt_refresh_history where action = 'REINITIALIZE')";
+        holds(&scene, "bag to be planned", PLANNED).await;
+        scene.dba.batch_execute("alter system reset synchronous_standby_names").await.unwrap();
+        scene.dba.batch_execute("select pg_reload_conf()").await.unwrap();
+        // Answered, or the sidecar was not asked in time; either way nothing is doubled.
+        let _ = refresh.await.unwrap();
+        holds(&scene, "bag to be prepared", "select exists (select from pgtrickle.pgt_refresh_history where action = 'REINITIALIZE')").await;
+        scene.check_in_time(&["bag"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
+    })
+    .await;
+}
+
+/// Waits until a query says true.
+async fn holds(scene: &Scene, what: &str, sql: &str) {
+    wait_until(what, SOON, || async {
+        let holds: bool = scene.dba.query_one(sql, &[]).await.unwrap().get(0);
+        if holds { Ok(()) } else { Err(scene.sidecar.logs()) }
+    })
+    .await;
 }
