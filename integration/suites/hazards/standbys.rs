@@ -92,31 +92,42 @@ async fn a_preparation_waits_for_the_apply_under_way() {
              create function third(v int) returns int immutable language plpgsql as 'begin return v % 3; end'",
         )
         .await;
-        scene.run("select pgtrickle.create_stream_table('bag', 'select third(v) as k from t', schedule => 'manual')").await;
+        scene.run("select pgtrickle.create_stream_table('bag', 'select third(v) as k from t', schedule => '5s')").await;
         scene.wait_status("bag", "ACTIVE DIFFERENTIAL").await;
-        let asking = scene.db.as_app().await;
-        for client in [&scene.app, &scene.dba, &asking] {
+        for client in [&scene.app, &scene.dba] {
             client.batch_execute("set synchronous_commit = local").await.unwrap();
         }
+        scene.run("insert into t select i, i from generate_series(100, 130) i").await;
+        // The frontier goes on, the rows wait for their schedule: no position tells the apply that writes them from an earlier one.
+        scene.run("create table inserted as select pg_current_wal_lsn() as lsn").await;
+        const KEPT: &str = "select frontier >= lsn from pgtrickle.pgt_pipelines, app.inserted";
+        holds(&scene, "the frontier to go on", KEPT).await;
         // Whoever connects from here on waits for no standby; the session that writes stream tables does.
         let nobody = "alter system set synchronous_standby_names = 'nobody'";
         scene.dba.batch_execute(nobody).await.unwrap();
         scene.dba.batch_execute(&format!("alter role {SIDECAR} set synchronous_commit = local; select pg_reload_conf()")).await.unwrap();
-        scene.run("insert into t select i, i from generate_series(100, 130) i").await;
-        let refresh = tokio::spawn(async move { asking.execute("select pgtrickle.refresh_stream_table('bag')", &[]).await });
         const WRITING: &str = "select count(*) = 1 from pg_stat_activity
             where application_name = 'pgtrickle:main:apply' and wait_event = 'SyncRep'";
         holds(&scene, "the apply to wait for a standby", WRITING).await;
-        scene.run("create or replace function third(v int) returns int immutable language plpgsql as 'begin return v % 3; end'").await;
-        // It is planned, and waits; or it has gone on already.
-        const PLANNED: &str = "select exists (select from pg_stat_activity where application_name = 'pgtrickle:main:analyze'
-                and state = 'idle' and query like '%(refresh_mode, refresh_reason) is distinct from%')
+        scene
+            .run("create table replaced as select clock_timestamp() as at;
+                create or replace function third(v int) returns int immutable language plpgsql as 'begin return v % 3; end'")
+            .await;
+        // Its plan is stored, and its preparation waits; or it has gone on already.
+        const PLANNED: &str = "select exists (select from pg_stat_activity, app.replaced
+            where application_name = 'pgtrickle:main:analyze' and state = 'idle' and query_start > at
+            and query like '%(refresh_mode, refresh_reason) is distinct from%')
             or exists (select from pgtrickle.pgt_refresh_history where action = 'REINITIALIZE')";
-        holds(&scene, "bag to be planned", PLANNED).await;
+        holds(&scene, "the new plan of bag to be stored", PLANNED).await;
+        // Turns of the loop: time enough to read the rows of bag for whoever does not wait.
+        for _ in 0..4 {
+            scene.run("drop table if exists turn; create table turn as select clock_timestamp() as at").await;
+            const TURN: &str = "select exists (select from pg_stat_activity, app.turn
+                where application_name = 'pgtrickle:main:control' and query_start > at)";
+            holds(&scene, "the loop to turn", TURN).await;
+        }
         scene.dba.batch_execute("alter system reset synchronous_standby_names").await.unwrap();
         scene.dba.batch_execute("select pg_reload_conf()").await.unwrap();
-        // Answered, or the sidecar was not asked in time; either way nothing is doubled.
-        let _ = refresh.await.unwrap();
         holds(&scene, "bag to be prepared", "select exists (select from pgtrickle.pgt_refresh_history where action = 'REINITIALIZE')").await;
         scene.check_in_time(&["bag"]).await;
         assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
