@@ -72,25 +72,35 @@ document.addEventListener("focusout", (event) => { const chart = chartOf(event);
 
 // ---- Live pages -----------------------------------------------------------------------------------------------------
 
+// Children are told apart by what they are and not by their place alone: what comes above a chart must not take its focus.
+const alike = (a, b) => a.nodeName === b.nodeName
+  && (a.nodeType !== Node.ELEMENT_NODE || (a.id === b.id && a.classList[0] === b.classList[0]));
+
 // Makes `old` look like `fresh`, keeping every element that is still there: focus, selection and scroll stay.
 function morph(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) { old.replaceWith(document.importNode(fresh, true)); return; }
   if (old.nodeType === Node.TEXT_NODE) { if (old.data !== fresh.data) old.data = fresh.data; return; }
   if (old.nodeType !== Node.ELEMENT_NODE) return;
-  for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS") && !(name === "style" && old.className === "cursor")) old.removeAttribute(name);
-  }
-  for (const { name, value } of fresh.attributes) {
-    if (old.getAttribute(name) !== value && !(name === "hidden" && old.className === "cursor") && !(name === "value" && old === document.activeElement)) old.setAttribute(name, value);
-  }
+  // What the reader did: opened or closed, looked at a point, typed.
+  const kept = (name) => (name === "open" && old.nodeName === "DETAILS")
+    || ((name === "style" || name === "hidden") && old.className === "cursor") || (name === "value" && old === document.activeElement);
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && !kept(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value && !kept(name)) old.setAttribute(name, value);
   if (old.matches("output.newest")) {
     const chart = old.closest(".chart");
     chart.newest = fresh.textContent;
     if (chart.at !== undefined) { point(chart, chart.at); return; }
   }
-  const [before, after] = [[...old.childNodes], [...fresh.childNodes]];
-  after.forEach((node, n) => { if (before[n]) morph(before[n], node); else old.append(document.importNode(node, true)); });
-  before.slice(after.length).forEach((node) => node.remove());
+  let at = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    let same = at;
+    while (same && node.nodeType === Node.ELEMENT_NODE && !alike(same, node)) same = same.nextSibling;
+    if (!same || !alike(same, node)) { old.insertBefore(document.importNode(node, true), at); continue; }
+    while (at !== same) { const gone = at; at = at.nextSibling; gone.remove(); }
+    at = same.nextSibling;
+    morph(same, node);
+  }
+  while (at) { const gone = at; at = at.nextSibling; gone.remove(); }
 }
 
 let reading = false;

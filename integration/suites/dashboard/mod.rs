@@ -220,6 +220,7 @@ async fn charts_move_under_load_and_every_page_can_be_read_by_everybody() {
             }
         }
         keyboard(&browser, &scene).await;
+        a_finding_takes_no_focus(&browser, &scene).await;
         without_a_script(&browser, &scene).await;
         stop.cancel();
         loading.await.unwrap();
@@ -283,6 +284,29 @@ async fn keyboard(browser: &Browser, scene: &Scene) {
     })
     .await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
+}
+
+/// What comes above and goes again leaves the reader where they are.
+async fn a_finding_takes_no_focus(browser: &Browser, scene: &Scene) {
+    const LEFT: char = '\u{E012}';
+    const READS: &str = "const e = document.activeElement;
+        return e.matches('.pipeline .charts .chart') && / at /.test(e.querySelector('.newest').textContent)";
+    const TOLD: &str =
+        "return document.querySelector('.pipeline .findings')?.innerText.includes('top_customers') ?? false";
+    browser.open(&scene.url("/")).await;
+    browser.value("document.querySelector('.pipeline .charts .chart').focus()").await;
+    browser.press(LEFT).await;
+    assert_eq!(browser.value(READS).await, true, "the chart reads points");
+    for (change, wanted) in [("suspend", true), ("resume", false)] {
+        let sql = format!("select pgtrickle.{change}_stream_table('top_customers')");
+        scene.app.batch_execute(&sql).await.unwrap();
+        wait_until(&format!("a finding after {change}"), SOON, || async {
+            if browser.value(TOLD).await == wanted { Ok(()) } else { Err(browser.html().await) }
+        })
+        .await;
+        assert_eq!(browser.value(READS).await, true, "the chart has lost the focus: {change}");
+    }
+    scene.all_active(STREAM_TABLES.len()).await;
 }
 
 /// Without scripts a page shows the same, and reads itself again.
