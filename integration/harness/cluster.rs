@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use super::network::Namespace;
 use super::sidecar::Sidecar;
 
 /// How long a process of a cluster may be silent, where a test is about that.
@@ -16,6 +17,8 @@ pub struct Members {
     silence: &'static str,
     /// Process n is at n - 1.
     pub processes: Vec<Sidecar>,
+    /// Where the last of them is, if that is elsewhere. Goes after them.
+    network: Option<Namespace>,
 }
 
 /// A port of loopback that nobody uses now.
@@ -36,12 +39,35 @@ impl Members {
         members
     }
 
+    /// Of three processes the last one is behind a network of its own.
+    ///
+    /// # Errors
+    /// Why this machine does not let us.
+    pub fn start_in_two_networks(silence: &'static str) -> Result<Members, String> {
+        let network = Namespace::new()?;
+        let net = &network.net;
+        let hosts = [1, 1, 2].map(|end| format!("{net}.{end}:{}", free_port()));
+        let mut members = Members::prepare(&hosts, silence);
+        let near = Members::process(&members.arguments(1));
+        let inside =
+            ["netns", "exec", &network.name, env!("CARGO_BIN_EXE_pgtrickle"), "run"].map(str::to_owned);
+        let far = Sidecar::start_program("ip".into(), [&inside[..], &members.arguments(2)].concat());
+        members.processes.extend([near, far]);
+        members.network = Some(network);
+        Ok(members)
+    }
+
+    /// The network of the last process.
+    pub fn network(&self) -> &Namespace {
+        self.network.as_ref().expect("it was started in a network of its own")
+    }
+
     /// The files alone.
     pub fn prepare(hosts: &[String], silence: &'static str) -> Members {
         let folder = tempfile::Builder::new().prefix("pgtrickle-cluster-").tempdir().expect("a folder");
         std::fs::write(folder.path().join("hosts.txt"), hosts.join("\n")).expect("a hosts file");
         std::fs::write(folder.path().join("secret"), "a secret of this test alone\n").expect("a secret");
-        Members { folder, silence, processes: Vec::new() }
+        Members { folder, silence, processes: Vec::new(), network: None }
     }
 
     /// Path of one of its files.

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod database;
 pub mod fault;
 pub mod left_out;
+pub mod network;
 pub mod oracle;
 pub mod servers;
 pub mod sidecar;

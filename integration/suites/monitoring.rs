@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 
 use super::hazards::Scene;
 use super::snapshots::value;
+use crate::harness::cluster::{Members, PATIENCE};
 use crate::harness::database::{connect, printed};
 use crate::harness::servers::{SUPERUSER, Server, each, own_cluster};
-use crate::harness::{SOON, Sidecar, wait_until};
+use crate::harness::{SOON, Sidecar, for_each_major, wait_until};
 
 const RULES: &str = include_str!("../../monitoring/prometheus/rules.yml");
 const DASHBOARD: &str = include_str!("../../monitoring/grafana/dashboards/pgtrickle.json");
@@ -279,8 +280,7 @@ impl Prometheus {
     }
 }
 
-/// Eleven of the rules, on a real server, sidecar and Prometheus; four more in the next test. Left to promtool: a slot that
-/// is inactive beside a sidecar that serves (it reconnects at once).
+/// Eleven of the rules, on a real server, sidecar and Prometheus; five more in the next two tests.
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_fire_in_provoked_failures_and_end_with_them() {
     if !has_prometheus() {
@@ -360,6 +360,34 @@ async fn rules_fire_in_provoked_failures_and_end_with_them() {
         prometheus.fires("PgtrickleReconnectLoop").await;
         scene.sidecar.kill9();
         prometheus.fires("PgtrickleDown").await;
+    })
+    .await;
+}
+
+/// A sidecar that holds the pipeline and waits for a further process reads nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rule_about_a_slot_that_a_serving_sidecar_does_not_read_fires_and_ends() {
+    if !has_prometheus() {
+        return;
+    }
+    for_each_major(async |server| {
+        let http = free_port();
+        let prometheus = Prometheus::start(http).await;
+        let mut members = Members::start(2, PATIENCE);
+        let mut arguments = members.arguments(0);
+        arguments.extend(["--http".to_owned(), format!("127.0.0.1:{http}")]);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let table = "create table t (id int primary key, v int not null); insert into t values (1, 1)";
+        let mut scene = Scene::start_with(server, table, &arguments).await;
+        scene.create("st", "select id, v from t").await;
+        prometheus.ends("PgtrickleDown").await;
+        members.processes[0].kill9();
+        prometheus.fires("PgtrickleSlotInactive").await;
+        scene.run("insert into t values (2, 2)").await;
+        members.processes[0].start_again();
+        prometheus.ends("PgtrickleSlotInactive").await;
+        scene.check_in_time(&["st"]).await;
+        assert_eq!(scene.sidecar.terminate(SOON).await, Some(0));
     })
     .await;
 }

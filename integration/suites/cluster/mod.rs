@@ -112,7 +112,11 @@ async fn says(process: &Sidecar, words: &str, before: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_processes_give_the_same_answers_at_every_commit() {
     for_each_major(async |server| {
-        let options = Options { processes: 3, transactions: 150, ..Options::default() };
+        let options = Options {
+            members: Some(|| Members::start(3, PATIENCE)),
+            transactions: 150,
+            ..Options::default()
+        };
         play(server, seed() + 7000, options).await;
         play(server, seed() + 8000, Options { fixed: true, arguments: &["--workers", "2"], ..options }).await;
     })

@@ -14,7 +14,7 @@ use super::scalar::Image;
 use super::stage::{Stage, Stream};
 use super::types::Ty;
 use super::world::{PATIENCE, World};
-use crate::harness::cluster::{self, Members};
+use crate::harness::cluster::Members;
 use crate::harness::oracle::{difference, difference_of_text};
 use crate::harness::{SOON, Server, Sidecar, TestDatabase, wait_until};
 
@@ -29,12 +29,12 @@ pub struct Options {
     /// Of all stream tables: they must show one commit boundary together, whichever it is.
     pub schedule: &'static str,
     /// That share the sidecar's state.
-    pub processes: usize,
+    pub members: Option<fn() -> Members>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { arguments: &[], fixed: false, transactions: 300, schedule: "calculated", processes: 1 }
+        Options { arguments: &[], fixed: false, transactions: 300, schedule: "calculated", members: None }
     }
 }
 
@@ -154,7 +154,7 @@ pub async fn play(server: &'static Server, seed: u64, options: Options) {
     for stream in &early[..before] {
         create_at(&stage, &app, &stream.name, &stream.query.stored(), options.schedule).await;
     }
-    let members = (options.processes > 1).then(|| Members::start(options.processes, cluster::PATIENCE));
+    let members = options.members.map(|start| start());
     let mut arguments: Vec<String> = options.arguments.iter().map(|a| (*a).to_owned()).collect();
     arguments.extend(members.iter().flat_map(|members| members.arguments(0)));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
