@@ -172,6 +172,7 @@ fn slots(sample: &Sample, history: &History, now: i64) -> Vec<Finding> {
     if lost {
         let title = match status {
             "missing" => format!("The replication slot {} does not exist", own.name),
+            "lost" => format!("The replication slot {} is lost", own.name),
             _ => format!("The replication slot {} is lost ({status})", own.name),
         };
         let mut finding = Finding::new(Critical, "slot_invalidated", &own.name, title)
