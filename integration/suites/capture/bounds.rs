@@ -221,14 +221,17 @@ async fn a_slot_that_is_ready_and_not_used_past_the_threshold_is_given_up() {
             .batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '1')")
             .await
             .unwrap();
-        // At that rate it takes a minute.
-        let create = "select pgtrickle.create_stream_table('slow', 'select id, body from large')";
+        // At that rate it takes a minute. Filled at once, it would be WAL enough to give the slot up while it still waits.
+        let create =
+            "select pgtrickle.create_stream_table('slow', 'select id, body from large', initialize => false)";
         case.world.app.batch_execute(create).await.unwrap();
         const LOADING: &str =
             "select count(*) || '' from pg_stat_activity where application_name = 'pgtrickle:main:hydrate'
             and datname = current_database()";
         becomes(&case.dba, LOADING, "1").await;
         old.batch_execute("commit").await.unwrap();
+        const READY: &str = "select count(*) || '' from pg_stat_replication where state = 'streaming'";
+        becomes(&case.dba, READY, "1").await;
         write_wal(&case.dba).await;
         becomes(&case.dba, SLOTS, "0").await;
         assert_eq!(text(&case.dba, LOADING).await, "1", "the slot was kept until everything was loaded");
