@@ -2,7 +2,7 @@
 
 use super::super::hazards::Scene;
 use super::super::snapshots::value;
-use crate::harness::for_each_major;
+use crate::harness::{SOON, for_each_major, wait_until};
 
 /// The usual way of a migration that rewrites a table: the old one is put aside, the new one has its name. What is written
 /// to the old one afterwards does not concern the new one.
@@ -37,6 +37,16 @@ async fn a_table_that_took_the_name_of_another_is_not_fed_by_its_triggers() {
             scene.run("insert into orders values (1, 1); insert into orders_old values (3000, 3)").await;
             scene.check_in_time(&["s", "o"]).await;
             scene.run("select pgtrickle.alter_stream_table('s', query => 'select id, v from orders')").await;
+            scene.check_in_time(&["s", "o"]).await;
+            // The new name is noticed at a look, whenever it comes, and what has it is read again.
+            wait_until("o to be prepared again", SOON, || async {
+                let again = "select count(*) from pgtrickle.pgt_refresh_history where pgt_name = 'o' and action = 'REINITIALIZE'";
+                match value(&scene.dba, again).await.as_str() {
+                    "0" => Err("it was not".to_owned()),
+                    _ => Ok(()),
+                }
+            })
+            .await;
             scene.check_in_time(&["s", "o"]).await;
             scene.run("insert into orders values (2, 2); delete from orders_old where id < 20").await;
             scene.check(&["s", "o"]).await;
