@@ -211,12 +211,13 @@ pub async fn set_delivery(
     Ok(())
 }
 
-/// The slot is given up: it retained too much WAL.
-pub async fn shed_slot(client: &Client, name: &str) -> Result<()> {
-    const SQL: &str =
-        "update pgtrickle.pgt_pipelines set slot_shed_at = pg_catalog.clock_timestamp() where pipeline = $1";
-    client.execute(SQL, &[&name]).await.map_err(error)?;
-    Ok(())
+/// Marks that the slot is given up because it retained too much WAL. False: an apply under way holds the row; whoever is
+/// right to give the slot up comes back at the next look.
+pub async fn shed_slot(client: &Client, name: &str) -> Result<bool> {
+    const SQL: &str = "update pgtrickle.pgt_pipelines p set slot_shed_at = pg_catalog.clock_timestamp()
+        from (select t.pipeline from pgtrickle.pgt_pipelines t where t.pipeline = $1 for update skip locked) free
+        where p.pipeline = free.pipeline";
+    Ok(client.execute(SQL, &[&name]).await.map_err(error)? == 1)
 }
 
 /// A setting of a pipeline: its own in `pgtrickle.settings`, else the database's there, else `pg_trickle.<name>`.

@@ -42,7 +42,9 @@ async fn shed_unattended(options: &RunOptions) -> Result<()> {
         return Ok(());
     };
     let (name, retained): (String, i64) = (row.get(0), row.get(1));
-    store::shed_slot(&client, &options.pipeline).await?;
+    if !store::shed_slot(&client, &options.pipeline).await? {
+        return Ok(());
+    }
     slot::drop_ours(&client, &name).await?;
     let retained_mb = retained >> 20;
     tracing::warn!(
@@ -81,7 +83,8 @@ pub(super) async fn make_slot(control: &Client, options: &RunOptions, lease: &Le
     match given_up {
         GivenUp::Left => Err(Error::new(ErrorKind::Identity, "the pipeline is to be left alone")),
         GivenUp::Retains(bytes) => {
-            store::shed_slot(control, &options.pipeline).await?;
+            // Without the mark it is only made again the sooner.
+            let _marked = store::shed_slot(control, &options.pipeline).await?;
             Err(waits_too_long(name, bytes))
         }
     }
@@ -143,8 +146,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Identity, reason));
         }
         let Some((retained, policy)) = self.past_critical().await? else { return Ok(()) };
-        if policy == "shed" {
-            store::shed_slot(&self.control, &self.options.pipeline).await?;
+        if policy == "shed" && store::shed_slot(&self.control, &self.options.pipeline).await? {
             let context = format!("the slot retains {} MB of WAL and is given up", retained >> 20);
             return Err(Error::new(ErrorKind::Identity, context));
         }
@@ -170,11 +172,12 @@ impl Engine {
         }
         let reason = match (slot::counts_as_standby(&self.control).await?, self.past_critical().await?) {
             (Some(reason), _) => reason,
-            (None, Some((retained, _))) => {
-                store::shed_slot(&self.control, &self.options.pipeline).await?;
+            (None, Some((retained, _)))
+                if store::shed_slot(&self.control, &self.options.pipeline).await? =>
+            {
                 format!("the slot retains {} MB of WAL before it is used, and is given up", retained >> 20)
             }
-            (None, None) => return Ok(()),
+            (None, _) => return Ok(()),
         };
         self.give_up_handover(&reason).await
     }

@@ -212,7 +212,7 @@ async fn a_slot_that_is_ready_and_not_used_past_the_threshold_is_given_up() {
             .app
             .batch_execute(
                 "create table large (id int primary key, body text);
-                 insert into large select i, repeat('x', 1000) from generate_series(1, 60000) i",
+                 insert into large select i, repeat('x', 1000) from generate_series(1, 40000) i",
             )
             .await
             .unwrap();
@@ -221,7 +221,7 @@ async fn a_slot_that_is_ready_and_not_used_past_the_threshold_is_given_up() {
             .batch_execute("insert into pgtrickle.settings values ('hydrate_rate_mb', '1')")
             .await
             .unwrap();
-        // At that rate it takes a minute. Filled at once, it would be WAL enough to give the slot up while it still waits.
+        // At that rate it takes 40 seconds. Filled at once, it would be WAL enough to give the slot up while it still waits.
         let create =
             "select pgtrickle.create_stream_table('slow', 'select id, body from large', initialize => false)";
         case.world.app.batch_execute(create).await.unwrap();
@@ -232,10 +232,31 @@ async fn a_slot_that_is_ready_and_not_used_past_the_threshold_is_given_up() {
         old.batch_execute("commit").await.unwrap();
         const READY: &str = "select count(*) || '' from pg_stat_replication where state = 'streaming'";
         becomes(&case.dba, READY, "1").await;
+        // An apply that takes long holds this row: the loop does not wait for it, and comes back.
+        let holder = case.db.as_dba().await;
+        holder.batch_execute("begin; select from pgtrickle.pgt_pipelines for update").await.unwrap();
+        let generation = "select generation::text from pgtrickle.pgt_pipelines";
+        let before = text(&case.dba, generation).await;
         write_wal(&case.dba).await;
+        for _ in 0..4 {
+            let now = text(&case.dba, "select clock_timestamp()::text").await;
+            let turned = format!(
+                "select bool_or(query_start > '{now}')::text from pg_stat_activity
+                 where application_name = 'pgtrickle:main:control' and datname = current_database()"
+            );
+            becomes(&case.dba, &turned, "true").await;
+        }
+        holder.batch_execute("commit").await.unwrap();
         becomes(&case.dba, SLOTS, "0").await;
         assert_eq!(text(&case.dba, LOADING).await, "1", "the slot was kept until everything was loaded");
         assert!(sidecar.logs().contains("before it is used"), "{}", sidecar.logs());
+        assert_eq!(text(&case.dba, generation).await, before, "{}", sidecar.logs());
+        becomes(
+            &case.dba,
+            "select status from pgtrickle.pgt_stream_tables where pgt_name = 'slow'",
+            "ACTIVE",
+        )
+        .await;
         let writers = case.world.writers(&case.db, 2).await;
         case.ends_with_wal(writers, sidecar).await;
     })
