@@ -110,7 +110,8 @@ async function refresh() {
   reading = true;
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-    if (!answer.ok) throw new Error(String(answer.status));
+    // A page of ours also when it says that something is not there (any more): only what is no page means that nobody answers.
+    if (!(answer.headers.get("content-type") || "").startsWith("text/html")) throw new Error(String(answer.status));
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     document.title = fresh.title;
     for (const part of ["header.top", "main", "footer p"]) morph(document.querySelector(part), fresh.querySelector(part));

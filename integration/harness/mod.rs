@@ -9,6 +9,7 @@ pub mod fault;
 pub mod left_out;
 pub mod network;
 pub mod oracle;
+mod reasons;
 pub mod servers;
 pub mod sidecar;
 pub mod wait;

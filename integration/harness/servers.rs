@@ -67,6 +67,7 @@ where
 
 /// As [`for_each_major`] for tests that make their servers themselves.
 pub async fn each(test: impl AsyncFn(u32)) {
+    super::reasons::are_said_at_once();
     let mut failed = Vec::new();
     for major in majors() {
         if AssertUnwindSafe(test(*major)).catch_unwind().await.is_err() {

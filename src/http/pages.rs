@@ -102,7 +102,8 @@ impl Frame {
             assets: &assets::VERSION,
             here: uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
             now: Moment::now(),
-            is_live: part != "manual",
+            // The manual does not change, and nothing comes where no page is.
+            is_live: !matches!(part, "manual" | ""),
         }
     }
 

@@ -203,7 +203,7 @@ async fn charts_move_under_load_and_every_page_can_be_read_by_everybody() {
             ("graph", "/graph"),
             ("recovery", "/recovery"),
             ("manual", "/manual/runbook"),
-            ("not-found", "/tables/app.none"),
+            ("not-found", "/none"),
         ];
         for view in View::ALL {
             browser.look(view).await;
@@ -221,6 +221,7 @@ async fn charts_move_under_load_and_every_page_can_be_read_by_everybody() {
         }
         keyboard(&browser, &scene).await;
         a_finding_takes_no_focus(&browser, &scene).await;
+        a_page_follows_what_goes_and_comes(&browser, &scene).await;
         without_a_script(&browser, &scene).await;
         stop.cancel();
         loading.await.unwrap();
@@ -305,8 +306,41 @@ async fn a_finding_takes_no_focus(browser: &Browser, scene: &Scene) {
         })
         .await;
         assert_eq!(browser.value(READS).await, true, "the chart has lost the focus: {change}");
+        for view in View::ALL {
+            browser.look(view).await;
+            audited(browser, &format!("the page after {change} ({})", view.name())).await;
+        }
+        browser.look(View::Light).await;
     }
     scene.all_active(STREAM_TABLES.len()).await;
+}
+
+/// A page about what is dropped says so, and that it is live; it shows it again when it is back.
+async fn a_page_follows_what_goes_and_comes(browser: &Browser, scene: &Scene) {
+    browser.open(&scene.url("/tables/app.views_per_customer")).await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    let shows = async |wanted: &str| {
+        let seen =
+            "return document.querySelector('main').innerText + document.getElementById('live').textContent";
+        wait_until(&format!("the open page to show {wanted:?} and to be live"), SOON, || async {
+            let seen = browser.value(seen).await;
+            let text = seen.as_str().unwrap_or_default();
+            if text.contains(wanted) && text.ends_with(" · live") { Ok(()) } else { Err(text.to_owned()) }
+        })
+        .await;
+    };
+    shows("Refresh history").await;
+    scene.app.batch_execute("select pgtrickle.drop_stream_table('views_per_customer')").await.unwrap();
+    shows("There is no stream table app.views_per_customer.").await;
+    scene.create(&["views_per_customer"]).await;
+    shows("Refresh history").await;
+    // The browser itself notes each answer 404.
+    let other: Vec<String> = browser.complaints().await.into_iter().filter(|c| !c.contains("404")).collect();
+    assert_eq!(other, Vec::<String>::new());
+    scene.all_active(STREAM_TABLES.len()).await;
+    // One that comes late is not taken for the next page's.
+    browser.open(&scene.url("/")).await;
+    browser.complaints().await;
 }
 
 /// Without scripts a page shows the same, and reads itself again.
