@@ -221,8 +221,13 @@ fn slots(sample: &Sample, history: &History, now: i64) -> Vec<Finding> {
                     "{} reaches the critical threshold in {minutes:.0} minutes at this rate",
                     own.name
                 );
-                let code = "slot_lag_warning";
-                found.push(Finding::new(Warning, code, &own.name, title).runbook("slot_lag"));
+                let detail =
+                    format!("it retains {} MiB; most often a transaction is open for long", bytes >> 20);
+                found.push(
+                    Finding::new(Warning, "slot_lag_warning", &own.name, title)
+                        .detail(detail)
+                        .runbook("slot_lag"),
+                );
             }
         }
     }

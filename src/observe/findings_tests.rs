@@ -1,4 +1,4 @@
-use super::super::{Recent, Slot, Source, StreamTable};
+use super::super::{Recent, ServerSlot, Slot, Source, StreamTable};
 use super::*;
 
 /// The heading of the runbook as a link anchor, as code hosts make it.
@@ -163,4 +163,31 @@ fn the_time_until_a_threshold_needs_growth() {
     assert_eq!(time_until(0, 1 << 20, Some(10.0)), None);
     assert_eq!(time_until(2, 1, Some(2048.0)), None);
     assert_eq!(time_until(0, 1 << 20, None), None);
+}
+
+/// Codes after looks each five seconds, at which the slot retains so many MiB.
+fn after(retained: impl Iterator<Item = i64>) -> Vec<&'static str> {
+    let (mut history, mut sample, mut now) = (History::default(), healthy(), 1_000_000);
+    for mebibytes in retained {
+        now += 5;
+        let bytes = Some(mebibytes << 20);
+        slot(&mut sample).retained_bytes = bytes;
+        sample.server_slots = vec![ServerSlot {
+            name: "s".to_owned(),
+            ours: true,
+            retained_bytes: bytes,
+            ..ServerSlot::default()
+        }];
+        history.note(now, Some(&sample));
+    }
+    of("main", &sample, &history, now).iter().map(|f| f.code).collect()
+}
+
+#[test]
+fn a_slot_that_is_read_in_time_raises_nothing_however_much_is_written() {
+    // The server lets go of what was read every 15 seconds: 0, 30, 60, 90 MiB and again.
+    for looks in 1..80 {
+        assert_eq!(after((0..looks).map(|n| n % 4 * 30)), Vec::<&str>::new(), "after {looks} looks");
+    }
+    assert_eq!(after((0..30).map(|n| n * 3)), ["slot_lag_warning"]);
 }

@@ -13,6 +13,10 @@ const MOST_TABLES: usize = 2000;
 const MOST_SLOTS: usize = 64;
 /// A growth rate is that of so many seconds.
 const GROWTH: i64 = 300;
+
+/// And needs so many. A server under load lets go of WAL in steps (its background writer notes what runs every 15 s):
+/// before there are several, a slot that is read in time looks as if it grew.
+const STEPS: i64 = 120;
 /// What was not seen for so many seconds is forgotten.
 const FORGOTTEN: i64 = 86_400;
 
@@ -143,7 +147,7 @@ impl History {
     /// Bytes per second by which what a slot retains has grown in the last minutes.
     pub fn growth(&self, slot: &str, now: i64) -> Option<f64> {
         let key = (Subject::Slot(slot.to_owned()), Measure::RetainedBytes);
-        self.series.get(&key)?.slope(now, GROWTH)
+        self.series.get(&key)?.slope(now, GROWTH, STEPS)
     }
 }
 
@@ -185,7 +189,9 @@ mod tests {
         assert_eq!(history.newest(&Subject::Pipeline, Measure::WalBytesPerSecond, 110), Some(10.0));
         history.note(120, Some(&look("0/C8", Some(300), 3)));
         assert_eq!(history.newest(&table, Measure::RowsPerSecond, 120), None);
-        assert!((history.growth("s", 120).unwrap() - 10.0).abs() < 1e-9);
+        assert_eq!(history.growth("s", 120), None, "too short a time");
+        history.note(220, Some(&look("0/C8", Some(1300), 3)));
+        assert!((history.growth("s", 220).unwrap() - 10.0).abs() < 1e-9);
         history.note(130, None);
         assert_eq!(history.newest(&Subject::Pipeline, Measure::RetainedBytes, 130), None);
         assert_eq!(history.growth("unknown", 130), None);

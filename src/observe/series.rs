@@ -111,12 +111,13 @@ impl Series {
     }
 
     /// Change per second over the last `seconds`: the slope of a line through the values (least squares). Absent with
-    /// fewer than three values.
-    pub fn slope(&self, now: i64, seconds: i64) -> Option<f64> {
+    /// fewer than three values, or when they are of less than `least` seconds.
+    pub fn slope(&self, now: i64, seconds: i64, least: i64) -> Option<f64> {
         let points = self.points(now, seconds);
         let known: Vec<(f64, f64)> =
             points.iter().filter_map(|(at, v)| Some(((at - now) as f64, (*v)?))).collect();
-        if known.len() < 3 {
+        let (first, last) = (known.first()?.0, known.last()?.0);
+        if known.len() < 3 || last - first < least as f64 {
             return None;
         }
         let n = known.len() as f64;
@@ -162,8 +163,9 @@ mod tests {
         let mut series = Series::new(Fold::Peak, SMALL);
         series.push(0, Some(10.0));
         series.push(5, Some(20.0));
-        assert_eq!(series.slope(5, 20), None);
+        assert_eq!(series.slope(5, 20, 0), None);
         series.push(15, Some(40.0));
-        assert!((series.slope(15, 20).unwrap() - 2.0).abs() < 1e-9);
+        assert!((series.slope(15, 20, 15).unwrap() - 2.0).abs() < 1e-9);
+        assert_eq!(series.slope(15, 20, 16), None);
     }
 }
